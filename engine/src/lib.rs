@@ -1,0 +1,6 @@
+//! A serving engine for causal language models on AscendCL.
+//!
+//! An ordinary AscendCL application: it loads `libascendcl.so` and `libopapi.so` by name at run time and needs nothing
+//! else of the platform.
+
+pub mod core;
