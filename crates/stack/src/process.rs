@@ -1,0 +1,219 @@
+//! Child processes with a `ready` line.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::START_TIME_MAX;
+
+/// Lines of output kept for error messages.
+const LINES_KEPT_MAX: usize = 60;
+/// How long a program may take to end after SIGTERM before it is killed.
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Process ids of the programs that run now, for [`end_all`].
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Kills every program that this process started and that still runs: for signal handlers' threads.
+pub fn end_all() {
+    for pid in std::mem::take(&mut *RUNNING.lock().unwrap_or_else(PoisonError::into_inner)) {
+        signal(pid, libc::SIGTERM);
+    }
+}
+
+fn signal(pid: u32, signal: libc::c_int) {
+    // SAFETY: kill has no memory effects; the id is of a child that we started and have not reaped.
+    unsafe { libc::kill(pid as libc::pid_t, signal) };
+}
+
+/// Path of one of our programs: beside the running executable, or one directory up (test executables).
+///
+/// # Errors
+/// Says which command builds it.
+pub fn program_path(name: &str) -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("no path of the running executable")?;
+    let found = exe.ancestors().skip(1).take(2).map(|d| d.join(name)).find(|p| p.is_file());
+    found.with_context(|| format!("`{name}` is not built: run `cargo build --release`"))
+}
+
+/// A running program.
+pub struct Program {
+    child: Child,
+    name: String,
+    ready: String,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Program {
+    /// Starts `command` and waits for its line that begins with `ready`.
+    ///
+    /// # Errors
+    /// If it ends first or takes longer than [`START_TIME_MAX`]; with its last output.
+    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let parent = std::process::id();
+        // SAFETY: prctl and getppid are async-signal-safe and touch no memory of ours.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                if libc::getppid() as u32 != parent {
+                    return Err(std::io::Error::other("parent is gone"));
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push(child.id());
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let (lines, ready) = channel();
+        let stdout = child.stdout.take().context("stdout was piped")?;
+        let stderr = child.stderr.take().context("stderr was piped")?;
+        let own_log = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line.starts_with("ready") {
+                    let _ = lines.send(line.clone());
+                }
+                keep(&own_log, line);
+            }
+        });
+        let own_log = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                keep(&own_log, line);
+            }
+        });
+        let mut program = Self { child, name: name.to_owned(), ready: String::new(), log };
+        program.ready = program.wait_ready(&ready)?;
+        Ok(program)
+    }
+
+    fn wait_ready(&mut self, ready: &Receiver<String>) -> Result<String> {
+        let deadline = Instant::now() + START_TIME_MAX;
+        loop {
+            match ready.recv_timeout(Duration::from_millis(50)) {
+                Ok(line) => return Ok(line),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.wait(Duration::from_secs(5));
+                    bail!("{} ended before it was ready ({status:?}):\n{}", self.name, self.output());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("{} was not ready within {START_TIME_MAX:?}:\n{}", self.name, self.output())
+                }
+            }
+        }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Value of `key=` in the ready line.
+    pub fn ready_field(&self, key: &str) -> Option<String> {
+        self.ready.split_whitespace().find_map(|w| w.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned)
+    }
+
+    /// The `http://…` word of the ready line.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn ready_url(&self) -> Result<String> {
+        let url = self.ready.split_whitespace().find(|w| w.starts_with("http://"));
+        url.map(str::to_owned).with_context(|| format!("no URL in `{}` of {}", self.ready, self.name))
+    }
+
+    /// The last lines it wrote.
+    pub fn output(&self) -> String {
+        let lines = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().map(|l| format!("{}: {l}\n", self.name)).collect()
+    }
+
+    /// Ends it the hard way, as `kill -9` does.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.forget();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, at_most: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + at_most;
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                self.forget();
+                return Some(status);
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and waits; kills it if it does not.
+    pub fn stop(&mut self) -> ExitStatus {
+        if let Some(status) = self.wait(Duration::ZERO) {
+            return status;
+        }
+        signal(self.child.id(), libc::SIGTERM);
+        if let Some(status) = self.wait(STOP_TIME_MAX) {
+            return status;
+        }
+        self.kill();
+        ExitStatus::from_raw(libc::SIGKILL)
+    }
+
+    fn forget(&self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|&pid| pid != self.child.id());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn keep(log: &Mutex<VecDeque<String>>, line: String) {
+    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    if log.len() == LINES_KEPT_MAX {
+        log.pop_front();
+    }
+    log.push_back(line);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn ready_line_is_read_and_the_child_ends_with_the_value() {
+        let program = Program::start("sh", shell("echo noise; echo ready a=1 http://x:1; exec sleep 60")).unwrap();
+        assert_eq!(program.ready_field("a").as_deref(), Some("1"));
+        assert_eq!(program.ready_url().unwrap(), "http://x:1");
+        let pid = program.pid();
+        drop(program);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}/stat")).exists());
+    }
+
+    #[test]
+    fn early_end_reports_what_it_wrote() {
+        let error = Program::start("sh", shell("echo broken >&2; exit 3")).err().unwrap().to_string();
+        assert!(error.contains("ended before it was ready"), "{error}");
+    }
+}
