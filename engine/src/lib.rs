@@ -4,3 +4,4 @@
 //! else of the platform.
 
 pub mod core;
+pub mod text;
