@@ -1,0 +1,5 @@
+//! Which ready operator goes next.
+
+mod config;
+
+pub use config::{ConfigError, PolicyConfig, PolicyName};
