@@ -1,0 +1,388 @@
+//! Operator calls as bytes.
+//!
+//! The signature says how many arguments there are and of what kind, so neither travels. A body is the operator's index
+//! (16 bit) followed by its arguments in signature order:
+//!
+//! | kind | bytes |
+//! |---|---|
+//! | tensor | one byte: dimensions in the low four bits ([`ABSENT`] for null), flags above; element type (1), address (8), then as the flags say: offset (8), format (4); sizes and, unless row-major, strides, each 4 bytes or 8 |
+//! | scalar | element type (1; 255 for null), bits (8) |
+//! | tensor list, scalar list | count (2; 65535 for null), entries |
+//! | int, bool, float array; string | count (4; 2³²−1 for null), entries of 8, 1, 4, 1 bytes |
+//! | bool, i8 | 1; i32, dtype: 4; i64, u64, f32, f64: 8 |
+//!
+//! A contiguous 3-d tensor takes 22 bytes. The decoder gives tensors, list entries and text the order of the arguments:
+//! a call built with `OpCall::push_*` comes back equal; one whose arguments share an entry comes back with copies.
+//!
+//! Not checked here: addresses and spans (the daemon knows what the session allocated) and the meaning of values (the
+//! device knows the operator).
+
+use crate::cursor::{Put, Reader};
+use crate::limits::{FLOATS_MAX, INTS_MAX, RECORD_BYTES_MAX, SCALARS_MAX, TENSORS_MAX, TEXT_BYTES_MAX};
+use crate::{DecodeError, EncodeError};
+use acl_abi::{Arg, DataType, Kind, MAX_DIMS, OpCall, OpId, Param, Scalar, TensorDesc};
+
+/// Most bytes of a body: what is left of a record after its header.
+pub const OP_BYTES_MAX: usize = RECORD_BYTES_MAX - 16;
+
+/// First byte of an absent tensor.
+const ABSENT: u8 = 0x0f;
+const NDIM: u8 = 0x0f;
+const STRIDED: u8 = 0x10;
+const OFFSET: u8 = 0x20;
+const FORMAT: u8 = 0x40;
+const WIDE: u8 = 0x80;
+const FORMAT_ND: i32 = 2;
+
+const TENSOR_BYTES_MAX: usize = 1 + 1 + 8 + 8 + 4 + 2 * MAX_DIMS * 8;
+const TENSOR_BYTES_MIN: usize = 1 + 1 + 8;
+const SCALAR_BYTES: usize = 1 + 8;
+
+/// Appends the body of `call`.
+///
+/// # Errors
+/// If the call does not fit its signature or a limit; `out` is then unchanged.
+pub fn encode_op(call: &OpCall, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let start = out.len();
+    let result = put_call(call, out).and_then(|()| {
+        let count = out.len() - start;
+        if count > OP_BYTES_MAX {
+            return Err(EncodeError::TooMany { what: "bytes of an operator call", count, max: OP_BYTES_MAX });
+        }
+        Ok(())
+    });
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
+/// Reads a body into `call`, whose allocations are reused.
+///
+/// # Errors
+/// If the bytes are no body; `call` then holds a part of it.
+pub fn decode_op(bytes: &[u8], call: &mut OpCall) -> Result<(), DecodeError> {
+    let mut r = Reader::new(bytes);
+    let index = r.u16()?;
+    let op = OpId::checked(index).ok_or(DecodeError::Unknown { what: "operator", value: u64::from(index) })?;
+    call.clear(op);
+    for param in op.signature().params {
+        let arg = take_arg(param.kind, &mut r, call)?;
+        call.args.push(arg);
+    }
+    r.end()
+}
+
+fn put_call(call: &OpCall, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let signature = call.op.signature();
+    let op = signature.name;
+    if call.args.len() != signature.params.len() {
+        return Err(EncodeError::ArgCount { op, have: call.args.len(), want: signature.params.len() });
+    }
+    out.u16(call.op.0);
+    let mut used = Used::default();
+    for (param, arg) in signature.params.iter().zip(&call.args) {
+        put_arg(call, param, arg, &mut used, out)?;
+    }
+    Ok(())
+}
+
+/// Entries written so far, against the limits.
+#[derive(Default)]
+struct Used {
+    tensors: usize,
+    scalars: usize,
+    ints: usize,
+    floats: usize,
+    text: usize,
+}
+
+fn spend(used: &mut usize, more: usize, what: &'static str, max: usize) -> Result<(), EncodeError> {
+    *used += more;
+    if *used > max { Err(EncodeError::TooMany { what, count: *used, max }) } else { Ok(()) }
+}
+
+/// Entries `start..start + len` of `all`.
+fn entries<T>(all: &[T], start: usize, len: usize) -> Option<&[T]> {
+    all.get(start..start.checked_add(len)?)
+}
+
+fn put_arg(call: &OpCall, param: &Param, arg: &Arg, used: &mut Used, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let value = |what| EncodeError::ArgValue { op: call.op.name(), param: param.name, what };
+    let outside = || value("its entries lie outside the call");
+    match (param.kind, *arg) {
+        (Kind::Tensor | Kind::TensorOut, Arg::Absent) => out.u8(ABSENT),
+        (Kind::Tensor | Kind::TensorOut, Arg::Tensor(i)) => {
+            spend(&mut used.tensors, 1, "tensors", TENSORS_MAX)?;
+            put_tensor(call.tensors.get(usize::from(i)).ok_or_else(outside)?, out).map_err(value)?;
+        }
+        (Kind::TensorList | Kind::TensorListOut | Kind::ScalarList, Arg::Absent) => out.u16(u16::MAX),
+        (Kind::TensorList | Kind::TensorListOut, Arg::TensorList { start, len }) => {
+            spend(&mut used.tensors, usize::from(len), "tensors", TENSORS_MAX)?;
+            out.u16(len);
+            for t in entries(&call.tensors, start.into(), len.into()).ok_or_else(outside)? {
+                put_tensor(t, out).map_err(value)?;
+            }
+        }
+        (Kind::Scalar, Arg::Absent) => out.u8(u8::MAX),
+        (Kind::Scalar, Arg::Scalar(s)) => put_scalar(s, out),
+        (Kind::ScalarList, Arg::ScalarList { start, len }) => {
+            spend(&mut used.scalars, usize::from(len), "scalars", SCALARS_MAX)?;
+            out.u16(len);
+            for &s in entries(&call.scalars, start.into(), len.into()).ok_or_else(outside)? {
+                put_scalar(s, out);
+            }
+        }
+        (Kind::IntArray | Kind::BoolArray | Kind::FloatArray | Kind::Str, Arg::Absent) => out.u32(u32::MAX),
+        (Kind::IntArray | Kind::BoolArray, Arg::Ints { start, len }) => {
+            spend(&mut used.ints, len as usize, "array entries", INTS_MAX)?;
+            out.u32(len);
+            let ints = entries(&call.ints, start as usize, len as usize).ok_or_else(outside)?;
+            if param.kind == Kind::IntArray {
+                ints.iter().for_each(|&v| out.i64(v));
+            } else {
+                for &v in ints {
+                    out.u8(u8::try_from(v).ok().filter(|&v| v < 2).ok_or_else(|| value("a bool is 0 or 1"))?);
+                }
+            }
+        }
+        (Kind::FloatArray, Arg::Floats { start, len }) => {
+            spend(&mut used.floats, len as usize, "array entries", FLOATS_MAX)?;
+            out.u32(len);
+            let floats = entries(&call.floats, start as usize, len as usize).ok_or_else(outside)?;
+            floats.iter().for_each(|&v| out.u32(v.to_bits()));
+        }
+        (Kind::Str, Arg::Str { start, len }) => {
+            spend(&mut used.text, len as usize, "bytes of strings", TEXT_BYTES_MAX)?;
+            out.u32(len);
+            out.extend_from_slice(entries(&call.text, start as usize, len as usize).ok_or_else(outside)?);
+        }
+        (Kind::DType, Arg::DType(v)) => out.i32(v),
+        (Kind::Bool, Arg::Bool(v)) => out.u8(v.into()),
+        (Kind::I8, Arg::Int(v)) => out.u8(i8::try_from(v).map_err(|_| value("wider than int8_t"))? as u8),
+        (Kind::I32, Arg::Int(v)) => out.i32(i32::try_from(v).map_err(|_| value("wider than int32_t"))?),
+        (Kind::I64, Arg::Int(v)) => out.i64(v),
+        (Kind::U64, Arg::UInt(v)) => out.u64(v),
+        (Kind::F32 | Kind::F64, Arg::Float(v)) => out.u64(v.to_bits()),
+        _ => return Err(EncodeError::ArgKind { op: call.op.name(), param: param.name }),
+    }
+    Ok(())
+}
+
+fn put_scalar(s: Scalar, out: &mut Vec<u8>) {
+    let mut bytes = [0; SCALAR_BYTES];
+    bytes[0] = s.dtype.abi() as u8;
+    bytes[1..].copy_from_slice(&s.bits.to_le_bytes());
+    out.put(bytes);
+}
+
+/// Strides of a row-major view without gaps, as `TensorDesc::contiguous` computes them.
+fn row_major(dims: &[i64]) -> [i64; MAX_DIMS] {
+    let mut strides = [0; MAX_DIMS];
+    let mut stride = 1i64;
+    for (to, &d) in strides.iter_mut().zip(dims).take(dims.len()).rev() {
+        *to = stride;
+        stride = stride.saturating_mul(d.max(1));
+    }
+    strides
+}
+
+fn put_tensor(t: &TensorDesc, out: &mut Vec<u8>) -> Result<(), &'static str> {
+    if usize::from(t.ndim) > MAX_DIMS {
+        return Err("a tensor has too many dimensions");
+    }
+    let (dims, strides) = (t.dims(), t.strides());
+    if dims.iter().any(|&d| d < 0) {
+        return Err("a tensor has a size below zero");
+    }
+    let strided = strides != &row_major(dims)[..dims.len()];
+    let narrow = |v: &i64| u32::try_from(*v).is_ok();
+    let wide = !(dims.iter().all(narrow) && (!strided || strides.iter().all(narrow)));
+
+    let mut bytes = [0u8; TENSOR_BYTES_MAX];
+    let mut at = 0;
+    let mut add = |field: &[u8]| {
+        bytes[at..at + field.len()].copy_from_slice(field);
+        at += field.len();
+    };
+    let flag = |on, bit| if on { bit } else { 0 };
+    let flags =
+        flag(strided, STRIDED) | flag(t.offset != 0, OFFSET) | flag(t.format != FORMAT_ND, FORMAT) | flag(wide, WIDE);
+    add(&[t.ndim | flags, t.dtype.abi() as u8]);
+    add(&t.addr.to_le_bytes());
+    if t.offset != 0 {
+        add(&t.offset.to_le_bytes());
+    }
+    if t.format != FORMAT_ND {
+        add(&t.format.to_le_bytes());
+    }
+    for v in dims.iter().chain(if strided { strides } else { &[] }) {
+        if wide {
+            add(&v.to_le_bytes());
+        } else {
+            add(&(*v as u32).to_le_bytes());
+        }
+    }
+    out.extend_from_slice(&bytes[..at]);
+    Ok(())
+}
+
+fn take_dtype(abi: u8) -> Result<DataType, DecodeError> {
+    DataType::from_abi(i32::from(abi)).ok_or(DecodeError::Unknown { what: "element type", value: u64::from(abi) })
+}
+
+/// `None` for an absent tensor.
+fn take_tensor(r: &mut Reader<'_>) -> Result<Option<TensorDesc>, DecodeError> {
+    let first = r.u8()?;
+    if first == ABSENT {
+        return Ok(None);
+    }
+    let ndim = first & NDIM;
+    if usize::from(ndim) > MAX_DIMS {
+        return Err(DecodeError::Range { what: "number of dimensions", value: i64::from(ndim) });
+    }
+    let has = |bit| first & bit != 0;
+    let dtype = take_dtype(r.u8()?)?;
+    let addr = r.u64()?;
+    let offset = if has(OFFSET) { r.i64()? } else { 0 };
+    let format = if has(FORMAT) { r.i32()? } else { FORMAT_ND };
+    let mut dims = [0; MAX_DIMS];
+    for d in &mut dims[..usize::from(ndim)] {
+        *d = if has(WIDE) { r.i64()? } else { i64::from(r.u32()?) };
+        if *d < 0 {
+            return Err(DecodeError::Range { what: "size of a dimension", value: *d });
+        }
+    }
+    let strides = if has(STRIDED) {
+        let mut strides = [0; MAX_DIMS];
+        for s in &mut strides[..usize::from(ndim)] {
+            *s = if has(WIDE) { r.i64()? } else { i64::from(r.u32()?) };
+        }
+        strides
+    } else {
+        row_major(&dims[..usize::from(ndim)])
+    };
+    Ok(Some(TensorDesc { addr, offset, dtype, format, ndim, dims, strides }))
+}
+
+fn take_scalar(dtype: u8, r: &mut Reader<'_>) -> Result<Scalar, DecodeError> {
+    Ok(Scalar { dtype: take_dtype(dtype)?, bits: r.u64()? })
+}
+
+/// Checks a count against the limit (with what the call already holds) and against the bytes that are left, so that a
+/// count alone never makes us allocate.
+fn bounded(
+    r: &Reader<'_>,
+    have: usize,
+    count: usize,
+    entry_bytes: usize,
+    what: &'static str,
+    max: usize,
+) -> Result<(), DecodeError> {
+    if have + count > max {
+        return Err(DecodeError::TooMany { what, count: have + count, max });
+    }
+    let need = count * entry_bytes;
+    if need > r.left() {
+        return Err(DecodeError::Truncated { need, have: r.left() });
+    }
+    Ok(())
+}
+
+fn take_arg(kind: Kind, r: &mut Reader<'_>, call: &mut OpCall) -> Result<Arg, DecodeError> {
+    Ok(match kind {
+        Kind::Tensor | Kind::TensorOut => match take_tensor(r)? {
+            None => Arg::Absent,
+            Some(t) => {
+                bounded(r, call.tensors.len(), 1, 0, "tensors", TENSORS_MAX)?;
+                call.tensors.push(t);
+                Arg::Tensor((call.tensors.len() - 1) as u16)
+            }
+        },
+        Kind::TensorList | Kind::TensorListOut => match r.u16()? {
+            u16::MAX => Arg::Absent,
+            len => {
+                bounded(r, call.tensors.len(), len.into(), TENSOR_BYTES_MIN, "tensors", TENSORS_MAX)?;
+                let start = call.tensors.len() as u16;
+                for _ in 0..len {
+                    let absent = DecodeError::Unknown { what: "tensor in a list", value: ABSENT.into() };
+                    call.tensors.push(take_tensor(r)?.ok_or(absent)?);
+                }
+                Arg::TensorList { start, len }
+            }
+        },
+        Kind::Scalar => match r.u8()? {
+            u8::MAX => Arg::Absent,
+            dtype => Arg::Scalar(take_scalar(dtype, r)?),
+        },
+        Kind::ScalarList => match r.u16()? {
+            u16::MAX => Arg::Absent,
+            len => {
+                bounded(r, call.scalars.len(), len.into(), SCALAR_BYTES, "scalars", SCALARS_MAX)?;
+                let start = call.scalars.len() as u16;
+                for _ in 0..len {
+                    let dtype = r.u8()?;
+                    call.scalars.push(take_scalar(dtype, r)?);
+                }
+                Arg::ScalarList { start, len }
+            }
+        },
+        Kind::IntArray => match r.u32()? {
+            u32::MAX => Arg::Absent,
+            len => {
+                bounded(r, call.ints.len(), len as usize, 8, "array entries", INTS_MAX)?;
+                let start = call.ints.len() as u32;
+                for _ in 0..len {
+                    call.ints.push(r.i64()?);
+                }
+                Arg::Ints { start, len }
+            }
+        },
+        Kind::BoolArray => match r.u32()? {
+            u32::MAX => Arg::Absent,
+            len => {
+                bounded(r, call.ints.len(), len as usize, 1, "array entries", INTS_MAX)?;
+                let start = call.ints.len() as u32;
+                for _ in 0..len {
+                    call.ints.push(i64::from(take_bool(r)?));
+                }
+                Arg::Ints { start, len }
+            }
+        },
+        Kind::FloatArray => match r.u32()? {
+            u32::MAX => Arg::Absent,
+            len => {
+                bounded(r, call.floats.len(), len as usize, 4, "array entries", FLOATS_MAX)?;
+                let start = call.floats.len() as u32;
+                for _ in 0..len {
+                    call.floats.push(f32::from_bits(r.u32()?));
+                }
+                Arg::Floats { start, len }
+            }
+        },
+        Kind::Str => match r.u32()? {
+            u32::MAX => Arg::Absent,
+            len => {
+                bounded(r, call.text.len(), len as usize, 1, "bytes of strings", TEXT_BYTES_MAX)?;
+                let start = call.text.len() as u32;
+                call.text.extend_from_slice(r.take(len as usize)?);
+                Arg::Str { start, len }
+            }
+        },
+        Kind::DType => Arg::DType(r.i32()?),
+        Kind::Bool => Arg::Bool(take_bool(r)?),
+        Kind::I8 => Arg::Int(i64::from(r.i8()?)),
+        Kind::I32 => Arg::Int(i64::from(r.i32()?)),
+        Kind::I64 => Arg::Int(r.i64()?),
+        Kind::U64 => Arg::UInt(r.u64()?),
+        Kind::F32 | Kind::F64 => Arg::Float(f64::from_bits(r.u64()?)),
+    })
+}
+
+fn take_bool(r: &mut Reader<'_>) -> Result<bool, DecodeError> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        v => Err(DecodeError::Unknown { what: "bool", value: u64::from(v) }),
+    }
+}

@@ -1,0 +1,482 @@
+//! Records: the entries of the command ring.
+//!
+//! Streams and events are minted by the client, never reused, and named by a number. `stream: None` marks a synchronous
+//! call: it executes at once in ring order and is not ordered with any stream. Stream 0 is the session's default stream
+//! and exists from the start.
+//!
+//! A record is a tag byte and its fields, little endian, without padding. An operator record is tag, stream, and the body
+//! of [`crate::op`]. Decoding checks everything that bytes alone can show; ranges of the arena, slots and blocks are
+//! checked by `session`, addresses by the daemon.
+
+use crate::cursor::{Put, Reader};
+use crate::limits::INLINE_COPY_BYTES_MAX;
+use crate::op::{decode_op, encode_op};
+use crate::{DecodeError, EncodeError, Hint};
+use acl_abi::OpCall;
+
+/// Where the answer goes: a reply slot, and the number that tells this answer from an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReplyTo {
+    /// Slot.
+    pub slot: u16,
+    /// Sequence number of the call in that slot.
+    pub seq: u32,
+}
+
+/// Bytes in the session's shared arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ArenaRange {
+    /// First byte, from the start of the arena.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+impl ArenaRange {
+    /// One past the last byte; `None` where that overflows.
+    pub fn end(&self) -> Option<u64> {
+        self.offset.checked_add(self.len)
+    }
+}
+
+/// Where the bytes of a host-to-device copy are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostSource<'a> {
+    /// In the record, at most [`INLINE_COPY_BYTES_MAX`].
+    Inline(&'a [u8]),
+    /// At the start of a staging block, which the daemon gives back once it has read it.
+    Staging {
+        /// Block.
+        block: u32,
+        /// Number of bytes.
+        len: u32,
+    },
+    /// In pinned host memory, read when the copy executes.
+    Pinned(ArenaRange),
+}
+
+impl HostSource<'_> {
+    /// Number of bytes to copy.
+    pub fn byte_len(&self) -> u64 {
+        match self {
+            HostSource::Inline(bytes) => bytes.len() as u64,
+            HostSource::Staging { len, .. } => u64::from(*len),
+            HostSource::Pinned(range) => range.len,
+        }
+    }
+}
+
+/// One entry of the command ring. The variants mirror AscendCL calls; see there for their meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Record<'a> {
+    StreamCreate {
+        stream: u32,
+        priority: u32,
+        flags: u32,
+    },
+    StreamDestroy {
+        stream: u32,
+    },
+    StreamSync {
+        stream: u32,
+        reply: ReplyTo,
+    },
+    StreamQuery {
+        stream: u32,
+        reply: ReplyTo,
+    },
+    DeviceSync {
+        reply: ReplyTo,
+    },
+    EventCreate {
+        event: u32,
+        flags: u32,
+    },
+    EventDestroy {
+        event: u32,
+    },
+    EventRecord {
+        event: u32,
+        stream: u32,
+    },
+    EventReset {
+        event: u32,
+        stream: u32,
+    },
+    StreamWaitEvent {
+        stream: u32,
+        event: u32,
+    },
+    EventSync {
+        event: u32,
+        reply: ReplyTo,
+    },
+    EventQuery {
+        event: u32,
+        reply: ReplyTo,
+    },
+    EventElapsed {
+        start: u32,
+        end: u32,
+        reply: ReplyTo,
+    },
+    Malloc {
+        size: u64,
+        reply: ReplyTo,
+    },
+    Free {
+        addr: u64,
+        reply: ReplyTo,
+    },
+    MemInfo {
+        reply: ReplyTo,
+    },
+    /// Host to device.
+    CopyIn {
+        dst: u64,
+        source: HostSource<'a>,
+        stream: Option<u32>,
+        reply: Option<ReplyTo>,
+    },
+    /// Device to host, `dst.len` bytes.
+    CopyOut {
+        dst: ArenaRange,
+        src: u64,
+        stream: Option<u32>,
+        reply: Option<ReplyTo>,
+    },
+    CopyDevice {
+        dst: u64,
+        src: u64,
+        len: u64,
+        stream: Option<u32>,
+        reply: Option<ReplyTo>,
+    },
+    Memset {
+        addr: u64,
+        len: u64,
+        value: u8,
+        stream: Option<u32>,
+        reply: Option<ReplyTo>,
+    },
+    /// An operator; the call itself is decoded into the scratch of [`decode`].
+    Op {
+        stream: u32,
+    },
+    Hint(Hint),
+}
+
+macro_rules! tags {
+    ($($name:ident = $value:literal)*) => { mod tag { $(pub(super) const $name: u8 = $value;)* } };
+}
+tags! {
+    STREAM_CREATE = 1 STREAM_DESTROY = 2 STREAM_SYNC = 3 STREAM_QUERY = 4 DEVICE_SYNC = 5 EVENT_CREATE = 6 EVENT_DESTROY = 7
+    EVENT_RECORD = 8 EVENT_RESET = 9 STREAM_WAIT_EVENT = 10 EVENT_SYNC = 11 EVENT_QUERY = 12 EVENT_ELAPSED = 13 MALLOC = 14
+    FREE = 15 MEM_INFO = 16 COPY_IN = 17 COPY_OUT = 18 COPY_DEVICE = 19 MEMSET = 20 OP = 21 HINT = 22
+}
+
+const SOURCE_INLINE: u8 = 0;
+const SOURCE_STAGING: u8 = 1;
+const SOURCE_PINNED: u8 = 2;
+
+const HAS_STREAM: u8 = 1;
+const HAS_REPLY: u8 = 2;
+
+/// Appends `record`; `call` goes with [`Record::Op`] and with nothing else.
+///
+/// # Errors
+/// If the record or the call breaks a limit or the call does not fit its signature; `out` is then unchanged.
+pub fn encode(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let start = out.len();
+    let result = put_record(record, call, out);
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
+/// Appends an operator record made from a body that [`encode_op`] made earlier.
+///
+/// # Errors
+/// If the body is longer than [`crate::op::OP_BYTES_MAX`].
+pub fn encode_op_record(stream: u32, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let max = crate::op::OP_BYTES_MAX;
+    if body.len() > max {
+        return Err(EncodeError::TooMany { what: "bytes of an operator call", count: body.len(), max });
+    }
+    let [a, b, c, d] = stream.to_le_bytes();
+    out.put([tag::OP, a, b, c, d]);
+    out.extend_from_slice(body);
+    Ok(())
+}
+
+/// Reads one record. An operator's call goes into `scratch`, whose allocations are reused; other records leave it alone.
+///
+/// # Errors
+/// If the bytes are not exactly one valid record.
+pub fn decode<'a>(bytes: &'a [u8], scratch: &mut OpCall) -> Result<Record<'a>, DecodeError> {
+    let mut r = Reader::new(bytes);
+    let tag = r.u8()?;
+    if tag == tag::OP {
+        let stream = r.u32()?;
+        decode_op(r.take(r.left())?, scratch)?;
+        return Ok(Record::Op { stream });
+    }
+    let record = take_record(tag, &mut r)?;
+    r.end()?;
+    Ok(record)
+}
+
+fn put_reply(to: ReplyTo, out: &mut Vec<u8>) {
+    out.u16(to.slot);
+    out.u32(to.seq);
+}
+
+fn put_range(range: ArenaRange, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if range.end().is_none() {
+        let what = "bytes of an arena range";
+        return Err(EncodeError::TooMany { what, count: range.len as usize, max: usize::MAX });
+    }
+    out.u64(range.offset);
+    out.u64(range.len);
+    Ok(())
+}
+
+fn put_optional(stream: Option<u32>, reply: Option<ReplyTo>, out: &mut Vec<u8>) {
+    let flag = |on, bit| if on { bit } else { 0 };
+    out.u8(flag(stream.is_some(), HAS_STREAM) | flag(reply.is_some(), HAS_REPLY));
+    if let Some(stream) = stream {
+        out.u32(stream);
+    }
+    if let Some(reply) = reply {
+        put_reply(reply, out);
+    }
+}
+
+fn put_source(source: &HostSource<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    match *source {
+        HostSource::Inline(bytes) => {
+            if bytes.len() > INLINE_COPY_BYTES_MAX {
+                let what = "bytes of an inline copy";
+                return Err(EncodeError::TooMany { what, count: bytes.len(), max: INLINE_COPY_BYTES_MAX });
+            }
+            out.u8(SOURCE_INLINE);
+            out.u16(bytes.len() as u16);
+            out.extend_from_slice(bytes);
+        }
+        HostSource::Staging { block, len } => {
+            out.u8(SOURCE_STAGING);
+            out.u32(block);
+            out.u32(len);
+        }
+        HostSource::Pinned(range) => {
+            out.u8(SOURCE_PINNED);
+            put_range(range, out)?;
+        }
+    }
+    Ok(())
+}
+
+fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if call.is_some() != matches!(record, Record::Op { .. }) {
+        return Err(EncodeError::CallMismatch);
+    }
+    match *record {
+        Record::StreamCreate { stream, priority, flags } => {
+            out.u8(tag::STREAM_CREATE);
+            out.u32(stream);
+            out.u32(priority);
+            out.u32(flags);
+        }
+        Record::StreamDestroy { stream } => {
+            out.u8(tag::STREAM_DESTROY);
+            out.u32(stream);
+        }
+        Record::StreamSync { stream, reply } => {
+            out.u8(tag::STREAM_SYNC);
+            out.u32(stream);
+            put_reply(reply, out);
+        }
+        Record::StreamQuery { stream, reply } => {
+            out.u8(tag::STREAM_QUERY);
+            out.u32(stream);
+            put_reply(reply, out);
+        }
+        Record::DeviceSync { reply } => {
+            out.u8(tag::DEVICE_SYNC);
+            put_reply(reply, out);
+        }
+        Record::EventCreate { event, flags } => {
+            out.u8(tag::EVENT_CREATE);
+            out.u32(event);
+            out.u32(flags);
+        }
+        Record::EventDestroy { event } => {
+            out.u8(tag::EVENT_DESTROY);
+            out.u32(event);
+        }
+        Record::EventRecord { event, stream } => {
+            out.u8(tag::EVENT_RECORD);
+            out.u32(event);
+            out.u32(stream);
+        }
+        Record::EventReset { event, stream } => {
+            out.u8(tag::EVENT_RESET);
+            out.u32(event);
+            out.u32(stream);
+        }
+        Record::StreamWaitEvent { stream, event } => {
+            out.u8(tag::STREAM_WAIT_EVENT);
+            out.u32(stream);
+            out.u32(event);
+        }
+        Record::EventSync { event, reply } => {
+            out.u8(tag::EVENT_SYNC);
+            out.u32(event);
+            put_reply(reply, out);
+        }
+        Record::EventQuery { event, reply } => {
+            out.u8(tag::EVENT_QUERY);
+            out.u32(event);
+            put_reply(reply, out);
+        }
+        Record::EventElapsed { start, end, reply } => {
+            out.u8(tag::EVENT_ELAPSED);
+            out.u32(start);
+            out.u32(end);
+            put_reply(reply, out);
+        }
+        Record::Malloc { size, reply } => {
+            out.u8(tag::MALLOC);
+            out.u64(size);
+            put_reply(reply, out);
+        }
+        Record::Free { addr, reply } => {
+            out.u8(tag::FREE);
+            out.u64(addr);
+            put_reply(reply, out);
+        }
+        Record::MemInfo { reply } => {
+            out.u8(tag::MEM_INFO);
+            put_reply(reply, out);
+        }
+        Record::CopyIn { dst, ref source, stream, reply } => {
+            out.u8(tag::COPY_IN);
+            out.u64(dst);
+            put_source(source, out)?;
+            put_optional(stream, reply, out);
+        }
+        Record::CopyOut { dst, src, stream, reply } => {
+            out.u8(tag::COPY_OUT);
+            put_range(dst, out)?;
+            out.u64(src);
+            put_optional(stream, reply, out);
+        }
+        Record::CopyDevice { dst, src, len, stream, reply } => {
+            out.u8(tag::COPY_DEVICE);
+            out.u64(dst);
+            out.u64(src);
+            out.u64(len);
+            put_optional(stream, reply, out);
+        }
+        Record::Memset { addr, len, value, stream, reply } => {
+            out.u8(tag::MEMSET);
+            out.u64(addr);
+            out.u64(len);
+            out.u8(value);
+            put_optional(stream, reply, out);
+        }
+        Record::Op { stream } => {
+            out.u8(tag::OP);
+            out.u32(stream);
+            encode_op(call.ok_or(EncodeError::CallMismatch)?, out)?;
+        }
+        Record::Hint(ref hint) => {
+            out.u8(tag::HINT);
+            hint.encode(out)?;
+        }
+    }
+    Ok(())
+}
+
+fn take_reply(r: &mut Reader<'_>) -> Result<ReplyTo, DecodeError> {
+    Ok(ReplyTo { slot: r.u16()?, seq: r.u32()? })
+}
+
+fn take_range(r: &mut Reader<'_>) -> Result<ArenaRange, DecodeError> {
+    let range = ArenaRange { offset: r.u64()?, len: r.u64()? };
+    match range.end() {
+        Some(_) => Ok(range),
+        None => Err(DecodeError::Range { what: "length of an arena range", value: range.len as i64 }),
+    }
+}
+
+fn take_optional(r: &mut Reader<'_>) -> Result<(Option<u32>, Option<ReplyTo>), DecodeError> {
+    let flags = r.u8()?;
+    if flags & !(HAS_STREAM | HAS_REPLY) != 0 {
+        return Err(DecodeError::Unknown { what: "copy flags", value: u64::from(flags) });
+    }
+    let stream = if flags & HAS_STREAM != 0 { Some(r.u32()?) } else { None };
+    let reply = if flags & HAS_REPLY != 0 { Some(take_reply(r)?) } else { None };
+    Ok((stream, reply))
+}
+
+fn take_source<'a>(r: &mut Reader<'a>) -> Result<HostSource<'a>, DecodeError> {
+    match r.u8()? {
+        SOURCE_INLINE => {
+            let count = usize::from(r.u16()?);
+            if count > INLINE_COPY_BYTES_MAX {
+                let what = "bytes of an inline copy";
+                return Err(DecodeError::TooMany { what, count, max: INLINE_COPY_BYTES_MAX });
+            }
+            Ok(HostSource::Inline(r.take(count)?))
+        }
+        SOURCE_STAGING => Ok(HostSource::Staging { block: r.u32()?, len: r.u32()? }),
+        SOURCE_PINNED => Ok(HostSource::Pinned(take_range(r)?)),
+        other => Err(DecodeError::Unknown { what: "copy source", value: u64::from(other) }),
+    }
+}
+
+fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeError> {
+    Ok(match tag {
+        tag::STREAM_CREATE => Record::StreamCreate { stream: r.u32()?, priority: r.u32()?, flags: r.u32()? },
+        tag::STREAM_DESTROY => Record::StreamDestroy { stream: r.u32()? },
+        tag::STREAM_SYNC => Record::StreamSync { stream: r.u32()?, reply: take_reply(r)? },
+        tag::STREAM_QUERY => Record::StreamQuery { stream: r.u32()?, reply: take_reply(r)? },
+        tag::DEVICE_SYNC => Record::DeviceSync { reply: take_reply(r)? },
+        tag::EVENT_CREATE => Record::EventCreate { event: r.u32()?, flags: r.u32()? },
+        tag::EVENT_DESTROY => Record::EventDestroy { event: r.u32()? },
+        tag::EVENT_RECORD => Record::EventRecord { event: r.u32()?, stream: r.u32()? },
+        tag::EVENT_RESET => Record::EventReset { event: r.u32()?, stream: r.u32()? },
+        tag::STREAM_WAIT_EVENT => Record::StreamWaitEvent { stream: r.u32()?, event: r.u32()? },
+        tag::EVENT_SYNC => Record::EventSync { event: r.u32()?, reply: take_reply(r)? },
+        tag::EVENT_QUERY => Record::EventQuery { event: r.u32()?, reply: take_reply(r)? },
+        tag::EVENT_ELAPSED => Record::EventElapsed { start: r.u32()?, end: r.u32()?, reply: take_reply(r)? },
+        tag::MALLOC => Record::Malloc { size: r.u64()?, reply: take_reply(r)? },
+        tag::FREE => Record::Free { addr: r.u64()?, reply: take_reply(r)? },
+        tag::MEM_INFO => Record::MemInfo { reply: take_reply(r)? },
+        tag::COPY_IN => {
+            let (dst, source) = (r.u64()?, take_source(r)?);
+            let (stream, reply) = take_optional(r)?;
+            Record::CopyIn { dst, source, stream, reply }
+        }
+        tag::COPY_OUT => {
+            let (dst, src) = (take_range(r)?, r.u64()?);
+            let (stream, reply) = take_optional(r)?;
+            Record::CopyOut { dst, src, stream, reply }
+        }
+        tag::COPY_DEVICE => {
+            let (dst, src, len) = (r.u64()?, r.u64()?, r.u64()?);
+            let (stream, reply) = take_optional(r)?;
+            Record::CopyDevice { dst, src, len, stream, reply }
+        }
+        tag::MEMSET => {
+            let (addr, len, value) = (r.u64()?, r.u64()?, r.u8()?);
+            let (stream, reply) = take_optional(r)?;
+            Record::Memset { addr, len, value, stream, reply }
+        }
+        tag::HINT => Record::Hint(Hint::decode(r)?),
+        _ => return Err(DecodeError::Unknown { what: "record", value: u64::from(tag) }),
+    })
+}

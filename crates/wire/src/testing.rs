@@ -1,0 +1,1 @@
+//! Generators and checkers shared by property tests and fuzz targets.
