@@ -3,5 +3,6 @@
 //! An ordinary AscendCL application: it loads `libascendcl.so` and `libopapi.so` by name at run time and needs nothing
 //! else of the platform.
 
+pub mod acl;
 pub mod core;
 pub mod text;
