@@ -1,0 +1,49 @@
+//! Executes one command on device memory.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::command::Command;
+use crate::error::OpError;
+
+use super::hbm::{Hbm, OutOfBounds};
+use super::kernels::{self, Machine};
+
+/// Memory and everything a kernel needs besides its arguments. Owned by the worker thread.
+pub struct Executor {
+    machine: Machine,
+}
+
+impl Executor {
+    /// An executor on `hbm`.
+    pub fn new(hbm: Hbm) -> Self {
+        Self { machine: Machine::new(hbm) }
+    }
+
+    /// Zeroes `bytes` bytes from `offset`.
+    pub fn scrub(&mut self, offset: usize, bytes: usize) {
+        self.machine.hbm.zero(offset, bytes);
+    }
+
+    /// Executes `cmd`. A panic inside a kernel is a defect of ours; it becomes this command's error.
+    ///
+    /// # Errors
+    /// With the operator's name and the reason.
+    pub fn run(&mut self, cmd: &mut Command) -> Result<(), OpError> {
+        let name = cmd.name();
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.dispatch(cmd)));
+        outcome.unwrap_or_else(|_| Err(OpError::new(format!("{name}: internal error: the emulated kernel panicked"))))
+    }
+
+    fn dispatch(&mut self, cmd: &mut Command) -> Result<(), OpError> {
+        let name = cmd.name();
+        let bounds = |error: OutOfBounds| OpError::new(format!("{name}: {error}"));
+        let hbm = &mut self.machine.hbm;
+        match cmd {
+            Command::Op(call) => kernels::run(call, &mut self.machine),
+            Command::CopyIn { dst, source } => hbm.copy_in(*dst, source).map_err(bounds),
+            Command::CopyOut { dst, src } => hbm.copy_out(dst, *src).map_err(bounds),
+            Command::CopyDevice { dst, src, len } => hbm.copy_within(*dst, *src, *len).map_err(bounds),
+            Command::Fill { addr, len, value } => hbm.fill(*addr, *len, *value).map_err(bounds),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The memory of a functional device: one anonymous mapping, reached by physical address.
+//!
+//! The mapping is private and reserves no swap, so a 64 GiB device costs what is really touched; the kernel hands out its
+//! pages zeroed. Physical addresses start at [`PHYS_BASE`], far from 0 and from any client's virtual range, so that an
+//! address that was never translated is refused instead of landing somewhere.
+//!
+//! **Ownership:** exactly one [`Hbm`] exists for a device and the thread that executes commands owns it. Reading takes
+//! `&Hbm`, writing takes `&mut Hbm`: the borrow checker sees to it that no kernel writes memory that it, or a helper
+//! thread, is reading. All `unsafe` about device memory is in this file.
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use crate::command::HostBytes;
+use crate::interface::PhysAddr;
+
+/// Physical address of the first byte of device memory.
+pub const PHYS_BASE: u64 = 1 << 44;
+
+/// Ranges from this size on are zeroed by giving their pages back instead of writing them: the gain over writing starts
+/// at a few pages, and giving back shrinks the process.
+pub const DROP_PAGES_BYTES_MIN: usize = 256 * 1024;
+
+/// Host page size that page-wise operations assume; larger pages make them refuse, which falls back to writing.
+const PAGE_BYTES: usize = 4096;
+
+/// A byte range that is not in the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at physical address {addr:#x} are outside the device's {total} bytes")]
+pub struct OutOfBounds {
+    addr: u64,
+    len: u64,
+    total: u64,
+}
+
+/// Offset from the start of memory of `len` bytes at `addr`, checked against a memory of `total` bytes.
+pub fn offset_of(addr: PhysAddr, len: u64, total: u64) -> Result<u64, OutOfBounds> {
+    addr.0
+        .checked_sub(PHYS_BASE)
+        .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= total))
+        .ok_or(OutOfBounds { addr: addr.0, len, total })
+}
+
+/// Device memory.
+#[derive(Debug)]
+pub struct Hbm {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone, is not tied to a thread, and is only reached through `&self` and
+// `&mut self`, which follow the usual rules.
+unsafe impl Send for Hbm {}
+// SAFETY: as above; `&self` only reads.
+unsafe impl Sync for Hbm {}
+
+impl Hbm {
+    /// Maps `len` bytes of zeros.
+    ///
+    /// # Errors
+    /// What the system says, where so much address space cannot be had.
+    pub fn new(len: u64) -> std::io::Result<Self> {
+        let len =
+            usize::try_from(len).map_err(|_| std::io::Error::other("more than the address space"))?.max(PAGE_BYTES);
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses; it aliases nothing.
+        let base = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        Ok(Self { base: base.cast(), len })
+    }
+
+    /// Bytes of memory.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// All of memory, to read.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `base..base + len` is mapped, readable and initialised (to zeros at least) until `drop`, and only
+        // written through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.base, self.len) }
+    }
+
+    /// All of memory, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes it the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.base, self.len) }
+    }
+
+    /// Zeroes `len` bytes from `offset`: large ranges by giving whole pages back to the system.
+    ///
+    /// # Panics
+    /// If the range is outside of memory.
+    pub fn zero(&mut self, offset: usize, len: usize) {
+        let range = &mut self.bytes_mut()[offset..offset + len];
+        if len >= DROP_PAGES_BYTES_MIN {
+            let (start, end) = (offset.next_multiple_of(PAGE_BYTES), (offset + len) / PAGE_BYTES * PAGE_BYTES);
+            // SAFETY: the pages lie inside our private anonymous mapping, which `&mut self` lends us alone; after
+            // DONTNEED they read as zeros.
+            let dropped = unsafe { madvise(self.base.add(start).cast(), end - start, Advice::LinuxDontNeed) };
+            if dropped.is_ok() {
+                self.bytes_mut()[offset..start].fill(0);
+                self.bytes_mut()[end..offset + len].fill(0);
+                return;
+            }
+            self.bytes_mut()[offset..offset + len].fill(0);
+            return;
+        }
+        range.fill(0);
+    }
+
+    /// Sets `len` bytes at `addr` to `value`.
+    ///
+    /// # Errors
+    /// If the range is outside of memory.
+    pub fn fill(&mut self, addr: PhysAddr, len: u64, value: u8) -> Result<(), OutOfBounds> {
+        let offset = offset_of(addr, len, self.len())? as usize;
+        if value == 0 {
+            self.zero(offset, len as usize);
+        } else {
+            self.bytes_mut()[offset..offset + len as usize].fill(value);
+        }
+        Ok(())
+    }
+
+    /// Copies all of `source` to `dst`.
+    ///
+    /// # Errors
+    /// If the range is outside of memory.
+    pub fn copy_in(&mut self, dst: PhysAddr, source: &HostBytes) -> Result<(), OutOfBounds> {
+        let offset = offset_of(dst, source.len() as u64, self.len())? as usize;
+        // SAFETY: the source is valid for its length (our vector, or what `HostBytes::shared` promised), the target was
+        // checked just now; host memory never overlaps our mapping. Bytes that a peer changes meanwhile only make its
+        // own data garbage.
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(offset), source.len()) };
+        Ok(())
+    }
+
+    /// Fills all of `dst` from `src`.
+    ///
+    /// # Errors
+    /// If the range is outside of memory.
+    pub fn copy_out(&self, dst: &mut HostBytes, src: PhysAddr) -> Result<(), OutOfBounds> {
+        let len = dst.len();
+        let offset = offset_of(src, len as u64, self.len())? as usize;
+        // SAFETY: as in `copy_in`, with the roles exchanged; `dst` may be written (ours, or promised in `shared`).
+        unsafe { std::ptr::copy_nonoverlapping(self.base.add(offset), dst.as_mut_ptr(), len) };
+        Ok(())
+    }
+
+    /// Copies within the device; ranges may overlap.
+    ///
+    /// # Errors
+    /// If either range is outside of memory.
+    pub fn copy_within(&mut self, dst: PhysAddr, src: PhysAddr, len: u64) -> Result<(), OutOfBounds> {
+        let to = offset_of(dst, len, self.len())? as usize;
+        let from = offset_of(src, len, self.len())? as usize;
+        self.bytes_mut().copy_within(from..from + len as usize, to);
+        Ok(())
+    }
+}
+
+impl Drop for Hbm {
+    fn drop(&mut self) {
+        // SAFETY: our mapping, unmapped once; no borrow of it outlives `self`.
+        let _ = unsafe { munmap(self.base.cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_device_reserves_nothing() {
+        let mut hbm = Hbm::new(64 << 30).unwrap();
+        let far = PhysAddr(PHYS_BASE + (63 << 30));
+        hbm.copy_in(far, &HostBytes::owned(vec![7; 3])).unwrap();
+        let mut back = HostBytes::owned(vec![0; 4]);
+        hbm.copy_out(&mut back, far).unwrap();
+        assert_eq!(back.as_owned(), Some(&[7, 7, 7, 0][..]));
+    }
+
+    #[test]
+    fn zeroed_ranges_read_as_zeros_and_touch_nothing_else() {
+        let mut hbm = Hbm::new(4 << 20).unwrap();
+        for (offset, len) in [(10, 5), (4096, 4096), (100, DROP_PAGES_BYTES_MIN), (4095, DROP_PAGES_BYTES_MIN * 2 + 2)]
+        {
+            hbm.bytes_mut().fill(1);
+            hbm.zero(offset, len);
+            let zeros = hbm.bytes().iter().filter(|&&b| b == 0).count();
+            assert!(hbm.bytes()[offset..offset + len].iter().all(|&b| b == 0));
+            assert_eq!(zeros, len);
+        }
+    }
+
+    #[test]
+    fn addresses_outside_are_refused() {
+        let mut hbm = Hbm::new(1 << 20).unwrap();
+        let at = |offset: u64| PhysAddr(PHYS_BASE + offset);
+        assert!(hbm.fill(at(0), 1 << 20, 3).is_ok());
+        for (addr, len) in [
+            (at(1), 1 << 20),
+            (PhysAddr(0), 1),
+            (PhysAddr(PHYS_BASE - 1), 1),
+            (at(8), u64::MAX),
+            (at(u64::MAX - PHYS_BASE), 1),
+        ] {
+            let error = hbm.fill(addr, len, 0).unwrap_err();
+            assert!(error.to_string().contains("outside the device's 1048576 bytes"), "{error}");
+            assert!(hbm.copy_within(at(0), addr, len).is_err());
+            assert!(hbm.copy_within(addr, at(0), len).is_err());
+        }
+        assert!(hbm.copy_in(at((1 << 20) - 1), &HostBytes::owned(vec![1, 2])).is_err());
+        assert!(hbm.copy_out(&mut HostBytes::owned(vec![1, 2]), at((1 << 20) - 1)).is_err());
+    }
+}
