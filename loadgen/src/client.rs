@@ -18,7 +18,6 @@ use tokio::time::Instant;
 
 use crate::dataset::{Planned, prompt_ids};
 use crate::measure::Outcome;
-use crate::sse;
 
 /// How to reach the server and what to ask of it.
 #[derive(Clone, Debug)]

@@ -6,7 +6,6 @@ mod client;
 mod dataset;
 mod measure;
 mod schedule;
-mod sse;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
