@@ -1,0 +1,291 @@
+//! The real gateway in front of a scripted upstream: a socket that plays an engine's good and bad days to the byte.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use stack::{Gateway, Http, StreamEvent};
+
+/// Bound on every wait of these tests.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One connection accepted by the scripted upstream: its request is read whole.
+struct Exchange {
+    stream: TcpStream,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Exchange {
+    fn read(stream: TcpStream) -> Option<Self> {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).ok()? == 0 {
+                return None;
+            }
+        }
+        let length =
+            head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        reader.read_exact(&mut body).ok()?;
+        Some(Self { stream, head, body })
+    }
+
+    fn say(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn start_stream(&mut self) {
+        self.say("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n");
+    }
+
+    fn event(&mut self, data: &str) {
+        let event = format!("data: {data}\n\n");
+        self.say(&format!("{:x}\r\n{event}\r\n", event.len()));
+    }
+
+    fn token(&mut self, text: &str) {
+        self.event(&json!({ "choices": [{ "text": text }] }).to_string());
+    }
+
+    fn end_stream(&mut self) {
+        self.event("[DONE]");
+        self.say("0\r\n\r\n");
+    }
+
+    /// Waits until the peer closes; how long it took.
+    fn closed(&mut self) -> Duration {
+        let start = Instant::now();
+        let mut rest = Vec::new();
+        // A reset is as much an end as a FIN.
+        let _ = self.stream.read_to_end(&mut rest);
+        start.elapsed()
+    }
+}
+
+/// Plays `script` for each connection, in a thread of its own; returns the upstream's address.
+fn upstream(script: impl Fn(Exchange) + Send + Sync + 'static) -> Http {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let script = std::sync::Arc::new(script);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let script = std::sync::Arc::clone(&script);
+            std::thread::spawn(move || {
+                if let Some(exchange) = Exchange::read(stream) {
+                    script(exchange);
+                }
+            });
+        }
+    });
+    Http::new(&address)
+}
+
+fn gateway(upstream: &Http) -> Gateway {
+    Gateway::start(upstream, None, &[]).unwrap()
+}
+
+fn metric(gateway: &Gateway, name: &str) -> f64 {
+    let url = gateway.program.ready_field("metrics").unwrap();
+    Http::new(url.trim_end_matches("/metrics")).metric(name).unwrap()
+}
+
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "still waiting: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn tokens_stream_through_one_by_one() {
+    let (go, step) = channel::<()>();
+    let step = std::sync::Mutex::new(step);
+    let engine = upstream(move |mut e| {
+        e.start_stream();
+        for word in ["one", " two", " three"] {
+            e.token(word);
+            // The next token waits until the test has seen this one: buffering would hang here.
+            step.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        }
+        e.end_stream();
+    });
+    let gateway = gateway(&engine);
+    let mut text = String::new();
+    let mut done = false;
+    for event in gateway.http.stream("/v1/completions", &json!({ "prompt": [1, 2] })).unwrap() {
+        match event.unwrap() {
+            StreamEvent::Text(t, _) => {
+                text += &t;
+                go.send(()).unwrap();
+            }
+            StreamEvent::Done => done = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((text.as_str(), done), ("one two three", true));
+    wait_for("request is over", || metric(&gateway, "gateway_requests_ended_total") == 1.0);
+    assert_eq!(metric(&gateway, "gateway_output_tokens_total"), 3.0);
+}
+
+#[test]
+fn large_body_arrives_byte_for_byte() {
+    let engine = upstream(|mut e| {
+        let digest: u64 = e.body.iter().fold(0, |h, &b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let answer = json!({ "bytes": e.body.len(), "digest": digest, "unknown_kept": e.head.contains("x-own: yes") })
+            .to_string();
+        e.say(&format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
+            answer.len()
+        ));
+    });
+    let gateway = gateway(&engine);
+    let body = json!({ "prompt": "x".repeat(3 << 20), "my_field": 1 }).to_string();
+    let want: u64 = body.bytes().fold(0, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+    let (status, answer) = gateway.http.send("POST", "/v1/completions", &body).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(
+        (status, answer["bytes"].as_u64(), answer["digest"].as_u64()),
+        (200, Some(body.len() as u64), Some(want))
+    );
+}
+
+/// Starts a streamed or plain request on a raw socket and leaves while the engine is silent.
+fn leave_during_silence(stream: bool) {
+    let (seen, arrived): (_, Receiver<Duration>) = channel();
+    let seen = std::sync::Mutex::new(seen);
+    let (at_engine, reached) = channel();
+    let at_engine = std::sync::Mutex::new(at_engine);
+    let engine = upstream(move |mut e| {
+        at_engine.lock().unwrap().send(()).unwrap();
+        let waited = e.closed();
+        seen.lock().unwrap().send(waited).unwrap();
+    });
+    let gateway = gateway(&engine);
+    let mut client = TcpStream::connect(gateway.http.authority()).unwrap();
+    let body = json!({ "prompt": [1], "stream": stream }).to_string();
+    write!(client, "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    reached.recv_timeout(PATIENCE).unwrap();
+    drop(client);
+    let waited = arrived.recv_timeout(PATIENCE).expect("the engine's connection stayed open");
+    assert!(waited < PATIENCE, "closed only by the time-out");
+    wait_for("counted", || metric(&gateway, "gateway_requests_ended_total{end=\"client_left\"}") == 1.0);
+    assert_eq!(metric(&gateway, "gateway_requests{phase=\"prefill\"}"), 0.0);
+}
+
+#[test]
+fn client_that_leaves_in_silent_prefill_cancels_the_engine() {
+    leave_during_silence(true);
+}
+
+#[test]
+fn client_that_leaves_a_plain_request_cancels_the_engine() {
+    leave_during_silence(false);
+}
+
+#[test]
+fn client_that_leaves_mid_stream_cancels_the_engine() {
+    let (seen, arrived) = channel();
+    let seen = std::sync::Mutex::new(seen);
+    let engine = upstream(move |mut e| {
+        e.start_stream();
+        e.token("one");
+        seen.lock().unwrap().send(e.closed()).unwrap();
+    });
+    let gateway = gateway(&engine);
+    let mut answer = gateway.http.stream("/v1/completions", &json!({ "prompt": [1] })).unwrap();
+    assert!(matches!(answer.next(), Some(Ok(StreamEvent::Text(..)))));
+    drop(answer);
+    let waited = arrived.recv_timeout(PATIENCE).expect("the engine's connection stayed open");
+    assert!(waited < PATIENCE, "closed only by the time-out");
+}
+
+#[test]
+fn engine_that_dies_mid_stream_ends_in_an_error_event() {
+    for clean in [false, true] {
+        let engine = upstream(move |mut e| {
+            e.start_stream();
+            e.token("one");
+            if clean {
+                // All framing in order, but no [DONE].
+                e.say("0\r\n\r\n");
+            }
+        });
+        let gateway = gateway(&engine);
+        let events: Vec<_> = gateway.http.stream("/v1/completions", &json!({ "prompt": [1] })).unwrap().collect();
+        let [Ok(StreamEvent::Text(..)), Ok(StreamEvent::Error(error))] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(error["code"], "engine_lost", "clean={clean}");
+        wait_for("counted", || metric(&gateway, "gateway_requests_ended_total{end=\"failed\"}") == 1.0);
+    }
+}
+
+#[test]
+fn engine_that_is_down_is_a_503_that_says_so() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let gateway = gateway(&Http::new(&closed));
+    let (status, body) = gateway.http.send("POST", "/v1/completions", r#"{"prompt":[1]}"#).unwrap();
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, body["error"]["code"].as_str()), (503, Some("engine_unreachable")));
+}
+
+#[test]
+fn stale_idle_connection_is_retried_once_on_a_fresh_one() {
+    // Answers the first request of a connection and closes at the second, as a restarted or idle-limited engine does.
+    let engine = upstream(|mut e| {
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/json\r\n\r\n{}";
+        e.say(answer);
+        let again = Exchange::read(e.stream.try_clone().unwrap());
+        drop(again);
+    });
+    let gateway = gateway(&engine);
+    for _ in 0..3 {
+        let (status, _) = gateway.http.send("POST", "/v1/completions", r#"{"prompt":[1]}"#).unwrap();
+        assert_eq!(status, 200);
+    }
+    assert!(metric(&gateway, "gateway_retries_total") >= 1.0);
+}
+
+#[test]
+fn engine_errors_pass_unchanged() {
+    let engine = upstream(|mut e| {
+        let body = r#"{"error":{"message":"m","type":"t","param":null,"code":"context_length_exceeded"}}"#;
+        e.say(&format!(
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+    });
+    let gateway = gateway(&engine);
+    let (status, body) = gateway.http.send("POST", "/v1/completions", r#"{"prompt":[1],"stream":true}"#).unwrap();
+    assert_eq!(status, 400);
+    assert!(body.contains("context_length_exceeded"), "{body}");
+}
+
+#[test]
+fn hints_tell_the_phases_in_order() {
+    let engine = upstream(|mut e| {
+        e.start_stream();
+        (0..20).for_each(|i| e.token(&format!("t{i}")));
+        e.end_stream();
+    });
+    let dir = stack::scratch().unwrap();
+    let path = dir.path().join("hints.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let gateway = Gateway::start(&engine, Some(&path), &[]).unwrap();
+    gateway.http.stream("/v1/completions", &json!({ "prompt": [1, 2, 3], "max_tokens": 20 })).unwrap().text().unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let names: Vec<String> = BufReader::new(stream)
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(&l.unwrap()).unwrap())
+        .inspect(|hint| assert!(hint["request"].as_u64().is_some(), "{hint}"))
+        .map(|hint| hint["hint"].as_str().unwrap().to_owned())
+        .take(5)
+        .collect();
+    assert_eq!(names, ["admitted", "prefill_started", "first_token", "progress", "finished"]);
+}
