@@ -113,3 +113,108 @@ fn fluid_into(operators: &[(Demand, Phase)], out: &mut Vec<f64>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn demand(cube: f64, vector: f64, hbm: f64, static_s: f64) -> Demand {
+        Demand { cube, vector, hbm, static_s, solo_s: cube.max(vector).max(hbm) + static_s }
+    }
+
+    fn fluid() -> CoRun {
+        CoRun { omega: 1.0, kappa_prefill: 0.0, kappa_decode: 0.0 }
+    }
+
+    fn demands() -> impl Strategy<Value = Vec<(Demand, Phase)>> {
+        let part = || prop_oneof![Just(0.0), 1e-6..1e-2f64];
+        let one = (part(), part(), part(), 1e-7..1e-5f64, 0..4usize)
+            .prop_map(|(c, v, m, s, p)| (demand(c, v, m, s), Phase::ALL[p]));
+        proptest::collection::vec(one, 1..9)
+    }
+
+    #[test]
+    fn known_mixes() {
+        let cube = demand(1.0, 0.0, 0.15, 0.0);
+        let memory = demand(0.12, 0.0, 1.0, 0.0);
+        for (name, mix, want) in [
+            ("alone", vec![cube], vec![1.0]),
+            ("two of a kind halve", vec![cube, cube], vec![0.5, 0.5]),
+            // Both rise to the level where a resource fills: 1/1.15 on the memory side.
+            ("complements", vec![cube, memory], vec![1.0 / 1.15, 1.0 / 1.15]),
+            ("an idle third does not count", vec![cube, cube, demand(0.0, 0.0, 0.0, 1.0)], vec![0.5, 0.5, 1.0]),
+        ] {
+            let mix: Vec<_> = mix.into_iter().map(|d| (d, Phase::Unknown)).collect();
+            let got = rates(&mix, &fluid());
+            for (g, w) in got.iter().zip(&want) {
+                assert!((g - w).abs() < 1e-9, "{name}: {got:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn interference_slows_by_phase_and_scales_with_overlap() {
+        let idle = demand(0.0, 0.0, 0.0, 1.0);
+        let mix = [(idle, Phase::Prefill), (idle, Phase::Decode)];
+        let full = rates(&mix, &CoRun { omega: 1.0, ..CoRun::default() });
+        assert!((full[0] - 1.0 / 1.065).abs() < 1e-12 && (full[1] - 1.0 / 1.15).abs() < 1e-12);
+        assert_eq!(rates(&mix, &CoRun { omega: 0.0, ..CoRun::default() }), [0.5, 0.5]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_resource_is_oversubscribed(mix in demands(), omega in 0.0..=1.0f64) {
+            let got = rates(&mix, &CoRun { omega, ..CoRun::default() });
+            prop_assert_eq!(got.len(), mix.len());
+            for k in 0..3 {
+                let used: f64 = mix.iter().zip(&got).map(|((d, _), r)| usage(d)[k] * r).sum();
+                prop_assert!(used <= 1.0 + 1e-9, "resource {} at {}", k, used);
+            }
+            for r in got {
+                prop_assert!(r > 0.0 && r <= 1.0);
+            }
+        }
+
+        #[test]
+        fn alone_runs_at_full_rate(mix in demands(), omega in 0.0..=1.0f64) {
+            prop_assert_eq!(rates(&mix[..1], &CoRun { omega, ..CoRun::default() }), vec![1.0]);
+        }
+
+        /// Max-min fair: whoever runs below full rate uses a full resource on which nobody is faster.
+        #[test]
+        fn nobody_can_be_faster_without_slowing_a_slower_one(mix in demands()) {
+            let got = rates(&mix, &fluid());
+            for (i, (d, _)) in mix.iter().enumerate() {
+                if got[i] >= 1.0 {
+                    continue;
+                }
+                let bottleneck = (0..3).any(|k| {
+                    let used: f64 = mix.iter().zip(&got).map(|((d, _), r)| usage(d)[k] * r).sum();
+                    let fastest = mix.iter().zip(&got).filter(|((d, _), _)| usage(d)[k] > 0.0).map(|(_, r)| *r).fold(0.0, f64::max);
+                    usage(d)[k] > 0.0 && used > 1.0 - 1e-6 && got[i] >= fastest - 1e-6
+                });
+                prop_assert!(bottleneck, "operator {} at {:?}", i, got);
+            }
+        }
+
+        /// Without interference overlap only helps; with it, it helps whoever gains more than κ.
+        #[test]
+        fn more_overlap_is_never_slower_without_interference(mix in demands(), a in 0.0..=1.0f64, b in 0.0..=1.0f64) {
+            let (low, high) = (a.min(b), a.max(b));
+            let free = |omega| rates(&mix, &CoRun { omega, ..fluid() });
+            for (l, h) in free(low).iter().zip(free(high)) {
+                prop_assert!(h >= l - 1e-12);
+            }
+            let corun = CoRun { omega: 1.0, ..CoRun::default() };
+            let (slow, fast) = (rates(&mix, &CoRun { omega: low, ..corun }), rates(&mix, &CoRun { omega: high, ..corun }));
+            for (i, r) in free(1.0).iter().enumerate() {
+                if mix.len() > 1 && r * mix.len() as f64 >= 1.0 + corun.kappa(mix[i].1) {
+                    prop_assert!(fast[i] >= slow[i] - 1e-12);
+                }
+            }
+        }
+    }
+}

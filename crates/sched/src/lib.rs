@@ -19,6 +19,8 @@ pub mod cost;
 pub mod dispatch;
 pub mod phase;
 pub mod policy;
+#[cfg(test)]
+mod test_calls;
 
 pub use corun::CoRun;
 pub use cost::{Demand, OpClass, Profile, Work, model, work};

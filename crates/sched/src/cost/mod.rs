@@ -8,12 +8,17 @@
 //! Time alone on the device is a roofline (facts of the model: [`Profile`]):
 //! `t = max(cube/(peak·0.7), vector/(peak·0.7), bytes/(bandwidth·0.6)) + static`.
 
+mod attention;
 mod formulas;
 pub mod model;
 mod plan;
 mod profile;
+#[cfg(test)]
+mod tests;
 
+pub use attention::AttentionBatch;
 pub use formulas::work;
+pub(crate) use formulas::{attention_batch, lookup_tokens, product_rows};
 pub use profile::{Demand, Profile};
 
 /// What bounds the fixed part of an operator's time.
