@@ -17,7 +17,7 @@ use rand_distr::{Distribution, Gamma};
 /// # Errors
 /// If `rate` or `burstiness` is not positive.
 pub fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> Result<Vec<f64>, ScheduleError> {
-    if !(rate > 0.0) {
+    if rate.is_nan() || rate <= 0.0 {
         return Err(ScheduleError::Rate(rate));
     }
     if !(burstiness > 0.0 && burstiness.is_finite()) {

@@ -1,3 +1,123 @@
-//! (skeleton)
+//! `cargo xtask`: the project's own tasks. `./x` is the same with a look for missing tools first.
+//!
+//! Ctrl-C ends every program that a task started and removes its scratch directory, then exits with 130.
 
-fn main() {}
+mod bench;
+mod build;
+mod demo;
+mod figures;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Tasks of the FlexNPU repository.
+#[derive(Parser)]
+#[command(name = "xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+/// What every measuring task takes.
+#[derive(Args, Clone)]
+pub struct Measure {
+    /// Write the figures as one flat JSON object, figure name → value.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Under a minute once built: shorter runs, wider intervals.
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// The whole path on the emulated device: a chat, then a trace under two dispatch policies.
+    Demo {
+        #[command(flatten)]
+        measure: Measure,
+        /// Leave the chat stack running afterwards, until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+        /// Overlap of co-running operators on the emulated device, 0 (serialise) to 1 (fluid).
+        #[arg(long, default_value_t = 0.5)]
+        omega: f64,
+    },
+    /// Formatting, lints, dependency policy, every test.
+    Test {
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Measure something; prints a table.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What virtualization costs: posted operators, synchronous calls, engine tokens/s, direct against daemon.
+    Overhead {
+        #[command(flatten)]
+        measure: Measure,
+    },
+    /// The paced device against the cost model: decode step and prefill of Qwen2.5-7B, alone and co-running.
+    Timing {
+        #[command(flatten)]
+        measure: Measure,
+    },
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
+        Task::Demo { measure, keep, omega } => demo::run(&measure, keep, omega),
+        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Bench(Bench::Overhead { measure }) => bench::overhead::run(&measure),
+        Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // The task runs on one thread to its end: children die with the thread that started them.
+    let (done, mut ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(run(cli.task));
+    });
+    runtime.block_on(async {
+        let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(signal) => signal,
+            Err(error) => {
+                eprintln!("error: no signal handler: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        tokio::select! {
+            result = &mut ended => match result {
+                Ok(Ok(())) => ExitCode::SUCCESS,
+                Ok(Err(error)) => {
+                    eprintln!("error: {error:#}");
+                    ExitCode::FAILURE
+                }
+                Err(_) => ExitCode::FAILURE,
+            },
+            _ = tokio::signal::ctrl_c() => interrupted(),
+            _ = terminate.recv() => interrupted(),
+        }
+    })
+}
+
+fn interrupted() -> ExitCode {
+    stack::end_all();
+    build::remove_scratch();
+    eprintln!();
+    std::process::exit(130)
+}

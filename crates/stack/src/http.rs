@@ -152,7 +152,7 @@ impl Completion {
     /// On an error event or a stream that ends without `[DONE]`.
     pub fn text(&mut self) -> Result<String> {
         let mut text = String::new();
-        while let Some(event) = self.next() {
+        for event in self.by_ref() {
             match event? {
                 StreamEvent::Text(t, _) => text += &t,
                 StreamEvent::Error(e) => bail!("error in the stream: {e}"),

@@ -1,0 +1,1 @@
+//! `cargo xtask bench timing`: the paced device against the cost model that paces it.

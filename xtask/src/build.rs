@@ -1,0 +1,53 @@
+//! Building the programs, and the scratch directory that a task works in.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+
+/// Directory to remove if the task is interrupted.
+static SCRATCH: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Top of the source tree.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Builds every program in release, with cargo's own progress.
+pub fn programs(extra: &[&str]) -> Result<()> {
+    let packages = ["gateway", "vnpu-daemon", "interposer", "engine", "loadgen", "vnpu"];
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--release", "--locked"]).current_dir(root());
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    // Without examples and benches only the programs and the interposer's shared object are built.
+    command.args(extra);
+    ensure!(command.status().context("starting cargo")?.success(), "the build failed");
+    Ok(())
+}
+
+/// A scratch directory that goes with the value, or when the task is interrupted.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// Makes it.
+    pub fn new() -> Result<Self> {
+        let dir = stack::scratch()?;
+        *SCRATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir.path().to_owned());
+        Ok(Self(dir))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// Removes the scratch directory of an interrupted task.
+pub fn remove_scratch() {
+    if let Some(path) = SCRATCH.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
