@@ -4,5 +4,8 @@
 //! else of the platform.
 
 pub mod acl;
+pub mod api;
 pub mod core;
+pub mod kv;
+pub mod model;
 pub mod text;

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use acl_abi::values::{ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
+use acl_abi::values::{ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_HOST_TO_DEVICE};
 
 use super::library::Raw;
 use super::{AclError, Device};
@@ -45,6 +45,17 @@ impl DeviceBuffer {
         self.len == 0
     }
 
+    /// Sets every byte to 0 and waits until it is done. Not ordered with any stream.
+    ///
+    /// # Errors
+    /// [`AclError`].
+    pub fn clear(&self) -> Result<(), AclError> {
+        let api = self.device.api();
+        // SAFETY: the range is this allocation.
+        let code = unsafe { (api.rt.aclrtMemset)(self.addr as Raw, self.len as usize, 0, self.len as usize) };
+        api.check("aclrtMemset", code)
+    }
+
     /// Copies `bytes` to `offset` and waits until they are there. Not ordered with any stream.
     ///
     /// # Panics
@@ -65,30 +76,6 @@ impl DeviceBuffer {
                 bytes.as_ptr().cast::<c_void>(),
                 bytes.len(),
                 ACL_MEMCPY_HOST_TO_DEVICE,
-            )
-        };
-        api.check("aclrtMemcpy", code)
-    }
-
-    /// Copies bytes from `offset` into `bytes` and waits for them. Not ordered with any stream.
-    ///
-    /// # Panics
-    /// If the range leaves the buffer.
-    ///
-    /// # Errors
-    /// [`AclError`].
-    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), AclError> {
-        let room = self.len.checked_sub(offset).expect("offset inside the buffer");
-        assert!(bytes.len() as u64 <= room, "{} bytes at {offset} of {}", bytes.len(), self.len);
-        let api = self.device.api();
-        // SAFETY: destination and its length come from an exclusive slice; the call returns after it was written.
-        let code = unsafe {
-            (api.rt.aclrtMemcpy)(
-                bytes.as_mut_ptr().cast::<c_void>(),
-                bytes.len(),
-                (self.addr + offset) as *const c_void,
-                bytes.len(),
-                ACL_MEMCPY_DEVICE_TO_HOST,
             )
         };
         api.check("aclrtMemcpy", code)

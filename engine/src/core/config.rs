@@ -31,6 +31,44 @@ pub enum Dtype {
     Float16,
 }
 
+impl Dtype {
+    /// By the name that checkpoints and flags use.
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "float32" => Some(Self::Float32),
+            "bfloat16" => Some(Self::BFloat16),
+            "float16" => Some(Self::Float16),
+            _ => None,
+        }
+    }
+
+    /// `float32`, `bfloat16`, `float16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::BFloat16 => "bfloat16",
+            Self::Float16 => "float16",
+        }
+    }
+
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::BFloat16 | Self::Float16 => 2,
+        }
+    }
+
+    /// The type as AscendCL calls it.
+    pub fn acl(self) -> acl_abi::DataType {
+        match self {
+            Self::Float32 => acl_abi::DataType::F32,
+            Self::BFloat16 => acl_abi::DataType::BF16,
+            Self::Float16 => acl_abi::DataType::F16,
+        }
+    }
+}
+
 /// How much device memory the KV cache takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KvCacheSize {

@@ -1,6 +1,7 @@
 //! The engine's core: requests in, tokens out.
 
 mod config;
+pub mod plan;
 mod request;
 
 pub use config::{Dtype, EngineConfig, KvCacheSize, LoadFormat, ModelSource};
