@@ -1,0 +1,85 @@
+//! What dies and what must live on.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use stack::{Gateway, StreamEvent, Via};
+use system_tests::{MODEL, Path, greedy, tiny_engine, wait_for};
+
+fn endless() -> serde_json::Value {
+    json!({ "model": MODEL, "prompt": "Hello", "max_tokens": 1900, "ignore_eos": true, "temperature": 0 })
+}
+
+#[test]
+fn killed_engine_leaves_nothing_behind_and_a_new_one_serves() {
+    let mut path = Path::tiny(&[]);
+    let before = path.daemon.status().unwrap();
+    assert_eq!(before["sessions"].as_array().map(Vec::len), Some(1), "{before}");
+    let mut stream = path.gateway.http.stream("/v1/completions", &endless()).unwrap();
+    assert!(matches!(stream.next(), Some(Ok(StreamEvent::Text(..)))));
+
+    let killed = Instant::now();
+    path.engine.program.kill();
+    wait_for("the daemon drops the session", || {
+        path.daemon.status().is_ok_and(|s| s["sessions"].as_array().is_some_and(Vec::is_empty))
+    });
+    let took = killed.elapsed();
+    let after = path.daemon.status().unwrap();
+    assert_eq!(after["memory"]["used_bytes"], 0, "all memory is back: {after}");
+    println!("session freed after {took:?}");
+    // The promise is 100 ms; a loaded two-core machine gets slack, a leak or a polling loop does not pass.
+    assert!(took < Duration::from_millis(1000), "took {took:?}");
+
+    // The client's stream ends in an error event, not in silence and not in a fake finish.
+    let last = stream.by_ref().map(|e| e.unwrap()).last();
+    assert!(matches!(&last, Some(StreamEvent::Error(e)) if e["code"] == "engine_lost"), "{last:?}");
+
+    let engine = tiny_engine(&Via::Daemon(&path.daemon), None, &[]);
+    let gateway = Gateway::start(&engine.http, None, &[]).unwrap();
+    assert!(!greedy(&gateway.http, &json!("Hello"), 8).is_empty());
+}
+
+#[test]
+fn killed_daemon_is_an_error_to_the_engine_never_a_hang() {
+    let mut path = Path::tiny(&[]);
+    let mut stream = path.gateway.http.stream("/v1/completions", &endless()).unwrap();
+    assert!(matches!(stream.next(), Some(Ok(StreamEvent::Text(..)))));
+    let killed = Instant::now();
+    path.daemon.program.kill();
+    let last = stream.by_ref().map(|e| e.unwrap()).last();
+    assert!(matches!(last, Some(StreamEvent::Error(_))), "{last:?}");
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(5), "the error took {took:?}");
+    let status = path.engine.http.send("GET", "/health", "").map(|(status, _)| status);
+    // The engine either still answers that it is unhealthy, or has ended with an error.
+    match status {
+        Ok(status) => assert_eq!(status, 503),
+        Err(_) => {
+            let status = path.engine.program.wait(Duration::from_secs(10)).expect("an engine without a port has ended");
+            assert!(!status.success(), "{status}");
+        }
+    }
+}
+
+#[test]
+fn neighbour_does_not_notice_a_death() {
+    let path = Path::tiny(&[]);
+    let mut neighbour = tiny_engine(&Via::Daemon(&path.daemon), None, &[]);
+    let want = greedy(&path.engine.http, &json!("What is a stream?"), 200);
+    let mut dying = neighbour.http.stream("/v1/completions", &endless()).unwrap();
+    assert!(dying.next().is_some());
+    let http = path.engine.http.clone();
+    let running = std::thread::spawn(move || greedy(&http, &json!("What is a stream?"), 200));
+    neighbour.program.kill();
+    assert_eq!(running.join().unwrap(), want);
+}
+
+#[test]
+fn programs_end_on_request_and_remove_their_sockets() {
+    let mut path = Path::tiny(&[]);
+    assert!(path.gateway.program.stop().success(), "{}", path.gateway.program.output());
+    assert!(path.engine.program.stop().success(), "{}", path.engine.program.output());
+    assert!(path.daemon.program.stop().success(), "{}", path.daemon.program.output());
+    let left: Vec<_> = std::fs::read_dir(path.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
