@@ -1,1 +1,37 @@
-//! (skeleton)
+//! The runtime of a device: the dispatch thread and everything it owns.
+//!
+//! ```text
+//!  clients' rings ──▶ DeviceLoop ──▶ Core::record ──▶ translate ──▶ sched::Dispatcher
+//!                        │ clock,       │ tenants: memory,             │ submit, done
+//!                        │ doorbell     │ streams, events, errors      ▼
+//!                        └──▶ Core::advance ◀── completions ◀── device::Device
+//! ```
+//!
+//! [`Core`] is the state machine: no clock, no thread, no socket. [`DeviceLoop`] runs it on a thread that sleeps on a
+//! doorbell; [`DeviceHandle`] is how the rest of a program speaks to that thread. The daemon has one for its device, and
+//! direct mode has one inside the application's process.
+//!
+//! **Invariants**
+//! - One thread owns the device and every session's objects: there are no locks on the data path.
+//! - No address of a client reaches the device before [`translate`] has resolved it in that client's own memory.
+//! - Modelled time never depends on when the thread woke up ([`core`] says how).
+//! - Everything a client can make the daemon hold is bounded by [`Limits`].
+
+pub mod core;
+mod device_loop;
+mod fault;
+mod items;
+pub mod limits;
+mod memory;
+mod pool;
+mod port;
+mod records;
+pub mod snapshot;
+mod tenant;
+mod translate;
+
+pub use crate::core::{AttachError, Core, StartError, Wake};
+pub use device_loop::{ANSWER_TIMEOUT, DeviceHandle, DeviceLoop, NoAnswer, OnEnd, SPIN_NS, WAKE_LEAD_NS};
+pub use fault::Fault;
+pub use limits::Limits;
+pub use snapshot::Snapshot;

@@ -1,0 +1,434 @@
+//! The daemon's state machine: records, completions and time in; submissions and replies out.
+//!
+//! [`Core`] owns the device, the dispatcher and every session's objects, and is owned by one thread, so nothing here
+//! locks. It reads no clock: [`crate::DeviceLoop`] and the tests tell it the time.
+//!
+//! **Time.** [`Core::advance`] moves from the last time it was told to the present one through every completion and every
+//! end of a hold-back in between, in order, and lets the dispatcher submit at *that* time, not at the time of the call.
+//! Records are taken in at the time of the call. A loop that calls `advance(now)` and then hands over the records that
+//! arrived, with the same `now`, therefore never stretches modelled time, however late it woke up.
+//!
+//! **Invariants**
+//! - An item is in exactly one place: queued in the dispatcher, in flight on the device, or finished. Each reply a client
+//!   was promised is sent exactly once, unless the session ends first.
+//! - The device only ever sees physical addresses that [`crate::translate`] resolved.
+//! - What a session does, or its end, changes no byte and no object of another.
+//!
+//! **Costs** of an operator without tensors beyond the pool: one slot, one swap of buffers, one push, one submission, one
+//! completion; no allocation, no system call.
+
+use std::collections::BTreeMap;
+
+use device::{Completion, Device};
+use sched::dispatch::Window;
+use sched::{Action, Dispatcher, Nanos, PolicyConfig, Profile, SessionParams, Token};
+use session::ServerSession;
+use wire::{Reply, ReplyTo};
+
+use crate::fault::Fault;
+use crate::items::{Entry, Items, Purpose};
+use crate::limits::Limits;
+use crate::memory::Released;
+use crate::pool::Pool;
+use crate::port::Port;
+use crate::tenant::{PhaseCount, Tenant};
+use crate::translate;
+
+/// How long an allocation waits for memory that is freed but still in use by queued work, before it fails: as long as a
+/// generous step. A real device would make the `aclrtFree` wait instead, without a bound.
+pub const MALLOC_WAIT_MAX_NS: Nanos = 1_000_000_000;
+/// Allocations that wait at once.
+pub const MALLOC_WAITERS_MAX: usize = 256;
+/// Longest time between two looks at the device while paced work is outstanding and nobody waits for it: bounds how late
+/// buffers are recycled, at 1,000 wake-ups a second.
+pub const LOOK_EVERY_NS: Nanos = 1_000_000;
+
+/// Why a device cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// Work cannot be weighed.
+    #[error("no device profile is called {name:?}; known: {}", known_profiles())]
+    NoProfile {
+        /// The device's profile name.
+        name: String,
+    },
+    /// The system refused something the loop needs.
+    #[error("cannot start the dispatch loop: {0}")]
+    System(String),
+}
+
+/// Why a session cannot be attached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// [`Limits::sessions_max`].
+    #[error("{0} sessions are attached, no more are allowed")]
+    TooManySessions(usize),
+    /// The dispatcher's answer.
+    #[error(transparent)]
+    Refused(#[from] sched::dispatch::Refused),
+    /// The dispatch thread has ended.
+    #[error("the dispatch thread has ended")]
+    Stopped,
+}
+
+fn known_profiles() -> String {
+    Profile::ALL.map(|p| p.name).join(", ")
+}
+
+/// When the loop must look again. A doorbell ends every wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Only when a doorbell rings.
+    Doorbell,
+    /// By this time, give or take what a timer does.
+    By(Nanos),
+    /// At this time as exactly as can be: somebody waits for what may happen then.
+    At(Nanos),
+}
+
+/// An allocation that waits for freed memory.
+pub(crate) struct Parked {
+    pub session: u64,
+    pub size: u64,
+    pub reply: ReplyTo,
+    pub until: Nanos,
+}
+
+/// A device and everything on it.
+pub struct Core {
+    pub(crate) device: Box<dyn Device>,
+    pub(crate) profile: Profile,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) limits: Limits,
+    pub(crate) tenants: BTreeMap<u64, (Tenant, Port)>,
+    pub(crate) items: Items,
+    pub(crate) pool: Pool,
+    pub(crate) parked: Vec<Parked>,
+    /// Next physical stream; never reused, the device keeps nothing of an idle one.
+    pub(crate) next_physical: u32,
+    /// The time that everything has been brought up to.
+    pub(crate) time: Nanos,
+    /// Items that hold a client up ([`Entry::is_urgent`]).
+    pub(crate) urgent: usize,
+    /// Commands that the device has.
+    pub(crate) in_flight: usize,
+    /// Completed work of all sessions, past ones included, by [`sched::Phase::index`].
+    pub(crate) phases: [PhaseCount; 4],
+    pub(crate) sessions_total: u64,
+    pub(crate) faults_total: u64,
+    pub(crate) hints_total: u64,
+    actions: Vec<Action>,
+    completions: Vec<Completion>,
+    dropped: Vec<Token>,
+}
+
+impl Core {
+    /// Takes a device over.
+    ///
+    /// # Errors
+    /// No profile for the device.
+    pub fn new(device: Box<dyn Device>, policy: PolicyConfig, limits: Limits) -> Result<Self, StartError> {
+        let info = device.info();
+        let profile = Profile::by_soc_name(&info.profile_name)
+            .ok_or_else(|| StartError::NoProfile { name: info.profile_name.clone() })?;
+        // A paced device is caught up exactly, so the hand-over takes no modelled time and a window of one loses nothing.
+        // Elsewhere operators take an unknown time: keep a few ahead.
+        let window = if info.paced { Window::Adaptive { handoff: 0, max: 16 } } else { Window::Fixed(16) };
+        let defaults = sched::dispatch::Limits::default();
+        let bounds = sched::dispatch::Limits {
+            window,
+            sessions_max: limits.sessions_max,
+            streams_per_session_max: limits.streams_max + 1,
+            // Our own bound stops a session first; the slack is what one turn over the ring may add.
+            items_per_session_max: limits.queued_items_max.max(defaults.items_per_session_max),
+            events_per_session_max: limits.events_max,
+            ..defaults
+        };
+        Ok(Self {
+            device,
+            profile,
+            dispatcher: Dispatcher::new(policy, bounds),
+            limits,
+            tenants: BTreeMap::new(),
+            items: Items::default(),
+            pool: Pool::default(),
+            parked: Vec::new(),
+            next_physical: 0,
+            time: 0,
+            urgent: 0,
+            in_flight: 0,
+            phases: [PhaseCount::default(); 4],
+            sessions_total: 0,
+            faults_total: 0,
+            hints_total: 0,
+            actions: Vec::new(),
+            completions: Vec::new(),
+            dropped: Vec::new(),
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        &*self.device
+    }
+
+    /// Adds a session. Its records come in through [`Core::record`], under its number.
+    ///
+    /// # Errors
+    /// Too many sessions.
+    pub fn attach(&mut self, session: &ServerSession, params: SessionParams) -> Result<(), AttachError> {
+        if self.tenants.len() >= self.limits.sessions_max {
+            return Err(AttachError::TooManySessions(self.tenants.len()));
+        }
+        self.dispatcher.open_session(session.id(), params)?;
+        let (default, internal) = (self.new_physical(), self.new_physical());
+        let peer = session.peer().clone();
+        let tenant = Tenant::new(peer, default, internal);
+        self.tenants.insert(session.id(), (tenant, Port::new(session.replier().clone())));
+        self.sessions_total += 1;
+        Ok(())
+    }
+
+    /// Ends a session: what it queued is dropped, what it held is free on return.
+    ///
+    /// Its operators in flight finish (an accelerator cannot take them back) but belong to nobody. Memory may be given
+    /// back before they do: [`Device::free`] takes memory that submitted commands name and never shows it to anyone
+    /// before they are through; host memory stays mapped as long as a command holds it.
+    pub fn detach(&mut self, now: Nanos, session: u64) {
+        self.advance(now);
+        let Some((mut tenant, _port)) = self.tenants.remove(&session) else { return };
+        let mut dropped = std::mem::take(&mut self.dropped);
+        dropped.clear();
+        self.dispatcher.close_session(self.time, session, &mut dropped);
+        for &token in &dropped {
+            let Self { items, pool, urgent, .. } = self;
+            items.finish(token, |entry| {
+                *urgent -= usize::from(entry.is_urgent());
+                if let Some(command) = entry.command.take() {
+                    pool.recycle(command);
+                }
+            });
+        }
+        self.dropped = dropped;
+        self.parked.retain(|p| p.session != session);
+        tenant.space.release_all(|Released(block)| self.device.free(block));
+        self.advance(now);
+    }
+
+    /// True while the session's ring may be read. False is back-pressure: the client blocks once its ring is full.
+    pub fn has_room(&self, session: u64) -> bool {
+        self.tenants.get(&session).is_some_and(|(t, _)| t.items < self.limits.queued_items_max)
+            && self.dispatcher.has_room(session)
+    }
+
+    /// Changes the policy.
+    pub fn set_policy(&mut self, now: Nanos, policy: PolicyConfig) {
+        self.dispatcher.set_policy(policy);
+        self.advance(now);
+    }
+
+    /// Brings everything up to `now`: see the module's paragraph on time.
+    pub fn advance(&mut self, now: Nanos) {
+        let now = now.max(self.time);
+        let mut awaiting_worker = false;
+        loop {
+            let expiry = self.dispatcher.wake_at(self.time).filter(|&t| t > self.time);
+            let completion = self.device.next_completion().filter(|_| !awaiting_worker);
+            let next = [expiry, completion].into_iter().flatten().min().filter(|&t| t <= now);
+            let target = next.unwrap_or(now).max(self.time);
+            let mut completions = std::mem::take(&mut self.completions);
+            self.device.advance(target, &mut completions);
+            let mut progress = !completions.is_empty();
+            // The model says that something is complete and the device has no result: a worker thread is still at it.
+            // Then the rest of the way is one step.
+            awaiting_worker = !progress && completion.is_some_and(|t| t <= target);
+            for completion in completions.drain(..) {
+                self.time = self.time.max(completion.at.min(target));
+                self.completed(completion);
+            }
+            self.completions = completions;
+            self.time = target;
+            progress |= self.step();
+            if next.is_none() && !progress {
+                break;
+            }
+        }
+        self.retry_parked();
+    }
+
+    /// When to call [`Core::advance`] next if no record arrives and no doorbell rings.
+    pub fn next_wake(&self, now: Nanos) -> Wake {
+        let expiry = self.dispatcher.wake_at(now);
+        let completion = self.device.next_completion();
+        if self.in_flight == 0 && expiry.is_none() && self.parked.is_empty() {
+            return Wake::Doorbell;
+        }
+        // Nothing changes before the earlier of the two; `None`: only a worker thread knows, and it rings.
+        let change = [expiry, completion].into_iter().flatten().min();
+        let blocked = self.urgent > 0 || !self.parked.is_empty() || self.tenants.keys().any(|&s| !self.has_room(s));
+        let release = if blocked { change } else { self.dispatcher.earliest_release(now) };
+        let waiter = release.zip(change).map(|(release, change)| release.max(change));
+        // Functional work goes to a thread when a hold-back ends, so that moment is not one to be caught up with later.
+        let exact = [waiter, expiry].into_iter().flatten().filter(|&t| t > now).min();
+        let look = (change.is_some() || !self.parked.is_empty()).then_some(now + LOOK_EVERY_NS);
+        match (exact, look) {
+            (Some(exact), Some(look)) if exact > look => Wake::By(look),
+            (Some(exact), _) => Wake::At(exact),
+            (None, Some(look)) => Wake::By(look),
+            (None, None) => Wake::Doorbell,
+        }
+    }
+
+    /// One decision of the dispatcher at [`Self::time`]; true if it changed anything.
+    fn step(&mut self) -> bool {
+        let mut actions = std::mem::take(&mut self.actions);
+        actions.clear();
+        self.dispatcher.step(self.time, &mut actions);
+        for &action in &actions {
+            match action {
+                Action::Submit { token, .. } => self.submit(token),
+                Action::Done { token } => self.done(token),
+            }
+        }
+        let changed = !actions.is_empty();
+        self.actions = actions;
+        changed
+    }
+
+    /// Hands an item to the device.
+    pub(crate) fn submit(&mut self, token: Token) {
+        let Some(entry) = self.items.get_mut(token) else { return };
+        let Some(command) = entry.command.take() else { return };
+        entry.submitted = Some(self.time);
+        self.device.submit(self.time, entry.physical, token, entry.phase, entry.work, command);
+        self.in_flight += 1;
+        if let Some((tenant, _)) = self.tenants.get_mut(&entry.session) {
+            tenant.in_flight += 1;
+        }
+    }
+
+    /// The device has finished an item.
+    fn completed(&mut self, completion: Completion) {
+        let Completion { token, at, result, cmd } = completion;
+        self.in_flight -= 1;
+        self.pool.recycle(cmd);
+        let Self { items, tenants, device, dispatcher, urgent, phases, time, faults_total, .. } = self;
+        items.finish(token, |entry| {
+            *urgent -= usize::from(entry.is_urgent());
+            let Purpose::Work(stream) = entry.purpose else { unreachable!("only work is submitted") };
+            if stream.is_some() {
+                dispatcher.complete(*time, token);
+            }
+            let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
+            tenant.items -= 1;
+            tenant.in_flight -= 1;
+            translate::unpin(&mut tenant.space, &mut entry.pins, |Released(block)| device.free(block));
+            if let Some(block) = entry.staging {
+                port.release_staging(block);
+            }
+            let began = entry.submitted.unwrap_or(at);
+            let began = match stream.and_then(|s| tenant.streams.get_mut(&s)) {
+                Some(stream) => began.max(std::mem::replace(&mut stream.last_done, at)),
+                None => began,
+            };
+            let measured = at.saturating_sub(began);
+            tenant.phases[entry.phase.index()].add(entry.solo, measured);
+            phases[entry.phase.index()].add(entry.solo, measured);
+            let fault = result.err().map(|e| Fault::new(DEVICE_FAULT, e.text));
+            *faults_total += u64::from(fault.is_some());
+            match (entry.reply, fault) {
+                (Some(reply), Some(fault)) => port.reply(reply, &fault.into()),
+                (None, Some(fault)) => tenant.defer(stream, fault),
+                (Some(reply), None) => {
+                    let earlier = match stream {
+                        Some(stream) => tenant.take_stream_fault(stream),
+                        None => tenant.take_oldest_fault(),
+                    };
+                    port.reply(reply, &earlier.map_or_else(Reply::ok, Reply::from));
+                }
+                (None, None) => {}
+            }
+        });
+    }
+
+    /// What a waiter waited for has happened.
+    fn done(&mut self, token: Token) {
+        let Self { items, tenants, .. } = self;
+        items.finish(token, |entry: &mut Entry| {
+            let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
+            tenant.items -= 1;
+            let fault = match entry.purpose {
+                Purpose::StreamMark(stream) => {
+                    if let Some(stream) = tenant.streams.get_mut(&stream)
+                        && stream.mark == Some(token)
+                    {
+                        stream.mark = None;
+                    }
+                    None
+                }
+                Purpose::StreamSync(stream) => tenant.take_stream_fault(stream),
+                Purpose::EventSync(event) => {
+                    let stream = tenant.events.get(&event).and_then(|e| e.stream);
+                    stream.and_then(|stream| tenant.take_stream_fault(stream))
+                }
+                Purpose::DeviceSync => tenant.take_oldest_fault(),
+                Purpose::Work(_) => unreachable!("work is never done without the device"),
+            };
+            if let Some(reply) = entry.reply {
+                port.reply(reply, &fault.map_or_else(Reply::ok, Reply::from));
+            }
+        });
+    }
+
+    /// Tries the allocations that wait for freed memory once more.
+    fn retry_parked(&mut self) {
+        let mut index = 0;
+        while index < self.parked.len() {
+            let Parked { session, size, reply, until } = self.parked[index];
+            let give_up = self.time >= until || !self.memory_is_pending();
+            match self.try_malloc(session, size) {
+                Err(_) if !give_up => {
+                    index += 1;
+                    continue;
+                }
+                result => {
+                    self.parked.remove(index);
+                    self.answer(session, reply, result.map(Reply::value));
+                }
+            }
+        }
+    }
+
+    /// Freed memory that queued work still uses, of any session.
+    pub(crate) fn memory_is_pending(&self) -> bool {
+        self.tenants.values().any(|(t, _)| t.space.unmapped_bytes() > 0)
+    }
+
+    /// Sends a reply.
+    pub(crate) fn answer(&mut self, session: u64, to: ReplyTo, result: Result<Reply, Fault>) {
+        let Some((tenant, port)) = self.tenants.get_mut(&session) else { return };
+        match result {
+            Ok(reply) => port.reply(to, &reply),
+            Err(fault) => {
+                tenant.faults += 1;
+                self.faults_total += 1;
+                port.reply(to, &fault.into());
+            }
+        }
+    }
+
+    pub(crate) fn new_physical(&mut self) -> u32 {
+        let physical = self.next_physical;
+        self.next_physical = self.next_physical.wrapping_add(1);
+        physical
+    }
+}
+
+/// What a failed operator is reported as: an exception in a compute core.
+pub const DEVICE_FAULT: i32 = acl_abi::values::ACL_ERROR_RT_AICORE_EXCEPTION;
+
+impl From<Fault> for Reply {
+    fn from(fault: Fault) -> Self {
+        Reply::error(fault.status, fault.text)
+    }
+}

@@ -1,0 +1,508 @@
+//! What each record does to a session.
+//!
+//! A call with a reply is told its own errors; a call without one leaves its error on its stream. Ids come from the client
+//! and are looked up in that client's tables only.
+
+use acl_abi::{OpCall, values as acl};
+use device::{Command, HostBytes, PhysAddr};
+use sched::dispatch::{HintInput, HintKind};
+use sched::{EventKey, Item, Nanos, Phase, StreamKey, Work};
+use wire::{ArenaRange, Hint, HostSource, Record, Reply, ReplyTo};
+
+use crate::core::{Core, MALLOC_WAIT_MAX_NS, MALLOC_WAITERS_MAX, Parked};
+use crate::fault::Fault;
+use crate::items::Purpose;
+use crate::memory::{AddressSpace, BlockId, Released, footprint};
+use crate::pool::Pool;
+use crate::port::Port;
+use crate::tenant::{Event, Stream, Tenant};
+use crate::translate;
+
+/// A copy or fill whose addresses are still the client's.
+enum Transfer<'a> {
+    In { dst: u64, source: HostSource<'a> },
+    Out { dst: ArenaRange, src: u64 },
+    Device { dst: u64, src: u64, len: u64 },
+    Fill { addr: u64, len: u64, value: u8 },
+}
+
+impl Transfer<'_> {
+    fn byte_len(&self) -> u64 {
+        match self {
+            Self::In { source, .. } => source.byte_len(),
+            Self::Out { dst, .. } => dst.len,
+            Self::Device { len, .. } | Self::Fill { len, .. } => *len,
+        }
+    }
+
+    fn work(&self) -> Work {
+        match self {
+            Self::In { .. } | Self::Out { .. } => Work::host_copy(self.byte_len()),
+            Self::Device { len, .. } => Work::device_copy(*len),
+            Self::Fill { len, .. } => Work::fill(*len),
+        }
+    }
+
+    fn name(&self, stream: Option<u32>) -> &'static str {
+        match (self, stream) {
+            (Self::Fill { .. }, None) => "aclrtMemset",
+            (Self::Fill { .. }, Some(_)) => "aclrtMemsetAsync",
+            (_, None) => "aclrtMemcpy",
+            (_, Some(_)) => "aclrtMemcpyAsync",
+        }
+    }
+}
+
+impl Core {
+    /// Takes in one record that arrived at `now`, which must not lie before the last [`Core::advance`]. `call` is the
+    /// operator call of [`Record::Op`]; its buffers are exchanged for others.
+    pub fn record(&mut self, now: Nanos, session: u64, record: Record<'_>, call: &mut OpCall) {
+        if !self.tenants.contains_key(&session) {
+            return;
+        }
+        self.time = self.time.max(now);
+        match record {
+            Record::Op { stream } => self.operator(session, stream, call),
+            Record::CopyIn { dst, source, stream, reply } => {
+                self.transfer(session, Transfer::In { dst, source }, stream, reply);
+            }
+            Record::CopyOut { dst, src, stream, reply } => {
+                self.transfer(session, Transfer::Out { dst, src }, stream, reply);
+            }
+            Record::CopyDevice { dst, src, len, stream, reply } => {
+                self.transfer(session, Transfer::Device { dst, src, len }, stream, reply);
+            }
+            Record::Memset { addr, len, value, stream, reply } => {
+                self.transfer(session, Transfer::Fill { addr, len, value }, stream, reply);
+            }
+            Record::StreamCreate { stream, priority, .. } => self.stream_create(session, stream, priority),
+            Record::StreamDestroy { stream } => self.stream_destroy(session, stream),
+            Record::StreamSync { stream, reply } => self.stream_sync(session, stream, reply),
+            Record::StreamQuery { stream, reply } => {
+                let result = self.stream_query(session, stream);
+                self.answer(session, reply, result);
+            }
+            Record::DeviceSync { reply } => {
+                let token = self.items.insert(session, Purpose::DeviceSync, |e| e.reply = Some(reply));
+                self.count_item(session);
+                self.dispatcher.notify_device(self.time, session, token);
+            }
+            Record::EventCreate { event, .. } => self.event_create(session, event),
+            Record::EventDestroy { event } => {
+                let (tenant, _) = self.tenant(session);
+                if tenant.events.remove(&event).is_none() {
+                    tenant.defer(None, Fault::no_event("aclrtDestroyEvent", event));
+                }
+                self.dispatcher.destroy_event(EventKey { session, event });
+            }
+            Record::EventRecord { event, stream } => {
+                self.event_item(session, stream, event, "aclrtRecordEvent", Item::RecordEvent);
+            }
+            Record::EventReset { event, stream } => {
+                self.event_item(session, stream, event, "aclrtResetEvent", Item::ResetEvent);
+            }
+            Record::StreamWaitEvent { stream, event } => {
+                self.event_item(session, stream, event, "aclrtStreamWaitEvent", Item::WaitEvent);
+            }
+            Record::EventSync { event, reply } => self.event_sync(session, event, reply),
+            Record::EventQuery { event, reply } => {
+                let known = self.tenant(session).0.events.contains_key(&event);
+                let status = self.dispatcher.event_status(EventKey { session, event });
+                let result = match known {
+                    true => Ok(Reply::value(u64::from(status.complete))),
+                    false => Err(Fault::no_event("aclrtQueryEventStatus", event)),
+                };
+                self.answer(session, reply, result);
+            }
+            Record::EventElapsed { start, end, reply } => {
+                let result = self.elapsed(session, start, end);
+                self.answer(session, reply, result);
+            }
+            Record::Malloc { size, reply } => self.malloc(session, size, reply),
+            Record::Free { addr, reply } => {
+                let result = match self.tenant(session).0.space.unmap(addr) {
+                    Ok(released) => {
+                        if let Some(Released(block)) = released {
+                            self.device.free(block);
+                        }
+                        Ok(Reply::ok())
+                    }
+                    Err(e) => Err(Fault::param(format!("aclrtFree: {e}"))),
+                };
+                self.answer(session, reply, result);
+            }
+            Record::MemInfo { reply } => {
+                let memory = self.device.memory();
+                let limit = self.limits.session_memory_bytes_max;
+                let held = self.tenant(session).0.space.held_bytes();
+                let (total, free) = (memory.total.min(limit), memory.free.min(limit.saturating_sub(held)));
+                self.answer(session, reply, Ok(Reply { payload: [free, total, 0, 0], ..Reply::ok() }));
+            }
+            Record::Hint(hint) => {
+                self.hints_total += 1;
+                self.dispatcher.hint(self.time, session, &hint_input(&hint));
+            }
+        }
+    }
+
+    fn tenant(&mut self, session: u64) -> &mut (Tenant, Port) {
+        self.tenants.get_mut(&session).expect("checked on entry of `record`")
+    }
+
+    fn count_item(&mut self, session: u64) {
+        self.tenant(session).0.items += 1;
+    }
+
+    /// An error of work: to whoever waits for it, or onto the stream.
+    fn fail(&mut self, session: u64, stream: Option<u32>, reply: Option<ReplyTo>, fault: Fault) {
+        match reply {
+            Some(reply) => self.answer(session, reply, Err(fault)),
+            None => {
+                self.faults_total += 1;
+                self.tenant(session).0.defer(stream, fault);
+            }
+        }
+    }
+
+    fn operator(&mut self, session: u64, stream: u32, call: &mut OpCall) {
+        let work = sched::work(call);
+        let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
+        let Some(state) = tenant.streams.get_mut(&stream) else {
+            return self.fail(session, None, None, Fault::no_stream(call.op.name(), stream));
+        };
+        let phase = state.classifier.observe(call);
+        let physical = state.physical;
+        let (items, pool) = (&mut self.items, &mut self.pool);
+        let mut refused = None;
+        let token = items.insert(session, Purpose::Work(Some(stream)), |entry| {
+            match translate::translate(call, &mut tenant.space, &mut entry.pins) {
+                Ok(()) => entry.command = Some(pool.operator(call)),
+                Err(fault) => refused = Some(fault),
+            }
+        });
+        if let Some(fault) = refused {
+            items.finish(token, |_| ());
+            return self.fail(session, Some(stream), None, fault);
+        }
+        self.enqueue(session, Some(stream), token, work, phase, physical);
+    }
+
+    fn transfer(&mut self, session: u64, transfer: Transfer<'_>, stream: Option<u32>, reply: Option<ReplyTo>) {
+        let name = transfer.name(stream);
+        let staging = match &transfer {
+            Transfer::In { source: HostSource::Staging { block, .. }, .. } => Some(*block),
+            _ => None,
+        };
+        let (tenant, port) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
+        let place = match stream {
+            None => Ok((tenant.internal_physical, Phase::Unknown)),
+            Some(id) => match tenant.streams.get(&id) {
+                Some(stream) => Ok((stream.physical, stream.classifier.current())),
+                None => Err(Fault::no_stream(name, id)),
+            },
+        };
+        let work = transfer.work();
+        let empty = transfer.byte_len() == 0;
+        let pool = &mut self.pool;
+        let mut outcome = place;
+        let token = self.items.insert(session, Purpose::Work(stream), |entry| {
+            entry.reply = reply;
+            entry.staging = staging;
+            if outcome.is_ok() && !empty {
+                match command(name, transfer, &mut tenant.space, &mut entry.pins, port, pool) {
+                    Ok(command) => entry.command = Some(pool.copy(command)),
+                    Err(fault) => {
+                        // Nothing is released: the blocks are mapped, or they would not have resolved.
+                        translate::unpin(&mut tenant.space, &mut entry.pins, |_| {});
+                        outcome = Err(fault);
+                    }
+                }
+            }
+        });
+        match outcome {
+            Ok((physical, phase)) if !empty => self.enqueue(session, stream, token, work, phase, physical),
+            outcome => {
+                self.items.finish(token, |_| ());
+                if let Some(block) = staging {
+                    self.tenant(session).1.release_staging(block);
+                }
+                match (outcome, stream, reply) {
+                    (Err(fault), ..) => self.fail(session, stream, reply, fault),
+                    // Nothing to copy, but the answer keeps its place in the stream.
+                    (Ok(_), Some(stream), Some(reply)) => self.stream_sync(session, stream, reply),
+                    (Ok(_), None, Some(reply)) => self.answer(session, reply, Ok(Reply::ok())),
+                    (Ok(_), _, None) => {}
+                }
+            }
+        }
+    }
+
+    /// Work is complete but for its cost: into its stream, or at once onto the device.
+    fn enqueue(&mut self, session: u64, stream: Option<u32>, token: u64, work: Work, phase: Phase, physical: u32) {
+        let demand = self.profile.demand(&work);
+        let solo = sched::nanos(demand.solo_s);
+        let Some(entry) = self.items.get_mut(token) else { return };
+        (entry.work, entry.phase, entry.solo, entry.physical) = (work, phase, solo, physical);
+        self.urgent += usize::from(entry.is_urgent());
+        self.count_item(session);
+        let Some(stream) = stream else { return self.submit(token) };
+        let key = StreamKey { session, stream };
+        match self.dispatcher.push(self.time, key, Item::Op { token, solo, demand, phase }) {
+            Ok(()) => {
+                if let Some(stream) = self.tenant(session).0.streams.get_mut(&stream) {
+                    stream.dirty = true;
+                }
+            }
+            Err(refused) => self.take_back(session, Some(stream), token, refused.to_string()),
+        }
+    }
+
+    /// The dispatcher did not take an item.
+    fn take_back(&mut self, session: u64, stream: Option<u32>, token: u64, why: String) {
+        let Self { items, pool, urgent, tenants, device, .. } = self;
+        let (tenant, port) = tenants.get_mut(&session).expect("checked on entry of `record`");
+        let reply = items.finish(token, |entry| {
+            *urgent -= usize::from(entry.is_urgent());
+            translate::unpin(&mut tenant.space, &mut entry.pins, |Released(block)| device.free(block));
+            if let Some(command) = entry.command.take() {
+                pool.recycle(command);
+            }
+            if let Some(block) = entry.staging {
+                port.release_staging(block);
+            }
+            entry.reply
+        });
+        tenant.items -= 1;
+        let fault = Fault::new(acl::ACL_ERROR_RT_STREAM_TASK_FULL, why);
+        self.fail(session, stream, reply.flatten(), fault);
+    }
+
+    fn stream_create(&mut self, session: u64, stream: u32, priority: u32) {
+        const WHAT: &str = "aclrtCreateStream";
+        let (limit, physical) = (self.limits.streams_max, self.new_physical());
+        let (tenant, _) = self.tenant(session);
+        let fault = if tenant.streams.contains_key(&stream) {
+            Some(Fault::param(format!("{WHAT}: stream {stream} exists already")))
+        } else if tenant.streams.len() > limit {
+            Some(Fault::over_limit(acl::ACL_ERROR_RT_NO_STREAM_RESOURCE, WHAT, limit))
+        } else {
+            match self.dispatcher.open_stream(StreamKey { session, stream }, priority) {
+                Ok(()) => None,
+                Err(e) => Some(Fault::new(acl::ACL_ERROR_RT_NO_STREAM_RESOURCE, format!("{WHAT}: {e}"))),
+            }
+        };
+        match fault {
+            Some(fault) => self.fail(session, None, None, fault),
+            None => {
+                self.tenant(session).0.streams.insert(stream, Stream { physical, ..Stream::default() });
+            }
+        }
+    }
+
+    fn stream_destroy(&mut self, session: u64, stream: u32) {
+        const WHAT: &str = "aclrtDestroyStream";
+        if stream == 0 {
+            return self.fail(session, None, None, Fault::param(format!("{WHAT}: the default stream stays")));
+        }
+        if !self.tenant(session).0.remove_stream(stream) {
+            return self.fail(session, None, None, Fault::no_stream(WHAT, stream));
+        }
+        self.dispatcher.close_stream(self.time, StreamKey { session, stream });
+    }
+
+    fn stream_sync(&mut self, session: u64, stream: u32, reply: ReplyTo) {
+        if !self.tenant(session).0.streams.contains_key(&stream) {
+            return self.answer(session, reply, Err(Fault::no_stream("aclrtSynchronizeStream", stream)));
+        }
+        let token = self.items.insert(session, Purpose::StreamSync(stream), |e| e.reply = Some(reply));
+        self.count_item(session);
+        let pushed = self.dispatcher.push(self.time, StreamKey { session, stream }, Item::Notify { token });
+        if let Err(refused) = pushed {
+            self.take_back(session, Some(stream), token, refused.to_string());
+        }
+    }
+
+    /// Idle or not. A mark pushed behind everything else tells; it stays for the next query unless more is pushed.
+    fn stream_query(&mut self, session: u64, stream: u32) -> Result<Reply, Fault> {
+        let missing = Fault::no_stream("aclrtStreamQuery", stream);
+        let Some(state) = self.tenant(session).0.streams.get_mut(&stream) else { return Err(missing) };
+        if std::mem::take(&mut state.dirty) {
+            let token = self.items.insert(session, Purpose::StreamMark(stream), |_| {});
+            self.count_item(session);
+            if let Err(refused) = self.dispatcher.push(self.time, StreamKey { session, stream }, Item::Notify { token })
+            {
+                self.take_back(session, Some(stream), token, refused.to_string());
+            } else if let Some(state) = self.tenant(session).0.streams.get_mut(&stream) {
+                state.mark = Some(token);
+            }
+            self.advance(self.time);
+        }
+        let (tenant, _) = self.tenant(session);
+        if let Some(fault) = tenant.take_stream_fault(stream) {
+            return Err(fault);
+        }
+        Ok(Reply::value(u64::from(tenant.streams.get(&stream).is_some_and(|s| s.mark.is_none()))))
+    }
+
+    fn event_create(&mut self, session: u64, event: u32) {
+        const WHAT: &str = "aclrtCreateEvent";
+        let limit = self.limits.events_max;
+        let (tenant, _) = self.tenant(session);
+        if tenant.events.len() >= limit {
+            let fault = Fault::over_limit(acl::ACL_ERROR_RT_NO_EVENT_RESOURCE, WHAT, limit);
+            return self.fail(session, None, None, fault);
+        }
+        if tenant.events.insert(event, Event::default()).is_some() {
+            self.fail(session, None, None, Fault::param(format!("{WHAT}: event {event} exists already")));
+        }
+    }
+
+    fn event_item(&mut self, session: u64, stream: u32, event: u32, what: &str, item: impl Fn(EventKey) -> Item) {
+        let (tenant, _) = self.tenant(session);
+        let Some(known) = tenant.events.get_mut(&event) else {
+            return self.fail(session, Some(stream), None, Fault::no_event(what, event));
+        };
+        let Some(state) = tenant.streams.get_mut(&stream) else {
+            return self.fail(session, None, None, Fault::no_stream(what, stream));
+        };
+        let item = item(EventKey { session, event });
+        match item {
+            Item::RecordEvent(_) => known.stream = Some(stream),
+            Item::ResetEvent(_) => known.stream = None,
+            _ => {}
+        }
+        state.dirty = true;
+        if let Err(refused) = self.dispatcher.push(self.time, StreamKey { session, stream }, item) {
+            let fault = Fault::new(acl::ACL_ERROR_RT_STREAM_TASK_FULL, format!("{what}: {refused}"));
+            self.fail(session, Some(stream), None, fault);
+        }
+    }
+
+    fn event_sync(&mut self, session: u64, event: u32, reply: ReplyTo) {
+        if !self.tenant(session).0.events.contains_key(&event) {
+            return self.answer(session, reply, Err(Fault::no_event("aclrtSynchronizeEvent", event)));
+        }
+        let token = self.items.insert(session, Purpose::EventSync(event), |e| e.reply = Some(reply));
+        self.count_item(session);
+        self.dispatcher.notify_event(self.time, EventKey { session, event }, token);
+    }
+
+    fn elapsed(&mut self, session: u64, start: u32, end: u32) -> Result<Reply, Fault> {
+        const WHAT: &str = "aclrtEventElapsedTime";
+        let mut times = [0; 2];
+        for (time, event) in times.iter_mut().zip([start, end]) {
+            if !self.tenant(session).0.events.contains_key(&event) {
+                return Err(Fault::no_event(WHAT, event));
+            }
+            let status = self.dispatcher.event_status(EventKey { session, event });
+            *time = match (status.recorded, status.time) {
+                (_, Some(time)) if status.complete => time,
+                (true, _) => {
+                    let text = format!("{WHAT}: event {event} is not complete; synchronise it first");
+                    return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_NOT_COMPLETE, text));
+                }
+                (false, _) => {
+                    let text = format!("{WHAT}: event {event} was not recorded");
+                    return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, text));
+                }
+            };
+        }
+        let [start, end] = times;
+        let Some(ns) = end.checked_sub(start) else {
+            let text = format!("{WHAT}: the end was recorded {} ns before the start", start - end);
+            return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL, text));
+        };
+        Ok(Reply::value(u64::from(((ns as f64 / 1e6) as f32).to_bits())))
+    }
+
+    fn malloc(&mut self, session: u64, size: u64, reply: ReplyTo) {
+        let result = self.try_malloc(session, size);
+        // Memory that is freed but still in use comes back by itself: the free has "happened" for the application, so
+        // wait for it rather than fail.
+        let waits = matches!(&result, Err(f) if f.status == acl::ACL_ERROR_RT_MEMORY_ALLOCATION);
+        if waits && self.memory_is_pending() && self.parked.len() < MALLOC_WAITERS_MAX {
+            let until = self.time.saturating_add(MALLOC_WAIT_MAX_NS);
+            return self.parked.push(Parked { session, size, reply, until });
+        }
+        self.answer(session, reply, result.map(Reply::value));
+    }
+
+    /// One attempt; the address.
+    pub(crate) fn try_malloc(&mut self, session: u64, size: u64) -> Result<u64, Fault> {
+        if size == 0 {
+            return Err(Fault::param("aclrtMalloc: size is 0"));
+        }
+        let limits = self.limits;
+        let free = self.device.memory().free;
+        let Some((tenant, _)) = self.tenants.get_mut(&session) else {
+            return Err(Fault::param("aclrtMalloc: the session has ended"));
+        };
+        let space = &mut tenant.space;
+        let left = limits.session_memory_bytes_max.saturating_sub(space.held_bytes());
+        if footprint(size) > left {
+            let why = format!(" of this process's limit of {} bytes", limits.session_memory_bytes_max);
+            return Err(Fault::out_of_memory(size, left.min(free), &why));
+        }
+        if space.blocks() >= limits.blocks_max {
+            let why = format!(", but this process already has {} allocations, the most allowed", limits.blocks_max);
+            return Err(Fault::out_of_memory(size, free, &why));
+        }
+        let start = space.find_gap(size).map_err(|e| Fault::out_of_memory(size, free, &format!("; {e}")))?;
+        let block = self.device.alloc(size).map_err(|_| Fault::out_of_memory(size, free, ""))?;
+        space.map(start, size, block);
+        Ok(start)
+    }
+}
+
+/// The device's command for a transfer of at least one byte. On failure, blocks that were pinned are in `pins`.
+fn command(
+    name: &str,
+    transfer: Transfer<'_>,
+    space: &mut AddressSpace,
+    pins: &mut Vec<BlockId>,
+    port: &Port,
+    pool: &mut Pool,
+) -> Result<Command, Fault> {
+    let outside = |what: &str| Fault::param(format!("{name}: {what} is not inside the session's host memory"));
+    let mut operand = |parameter, addr, len| translate::operand(name, parameter, addr, len, space, pins).map(PhysAddr);
+    Ok(match transfer {
+        Transfer::In { dst, source } => {
+            let dst = operand("dst", dst, source.byte_len())?;
+            let source = match source {
+                HostSource::Inline(bytes) => Some(HostBytes::owned(pool.host(bytes))),
+                HostSource::Staging { block, len } => port.staging(block, len),
+                HostSource::Pinned(range) => port.host(range),
+            };
+            Command::CopyIn { dst, source: source.ok_or_else(|| outside("src"))? }
+        }
+        Transfer::Out { dst, src } => {
+            let src = operand("src", src, dst.len)?;
+            Command::CopyOut { dst: port.host(dst).ok_or_else(|| outside("dst"))?, src }
+        }
+        Transfer::Device { dst, src, len } => {
+            Command::CopyDevice { dst: operand("dst", dst, len)?, src: operand("src", src, len)?, len }
+        }
+        Transfer::Fill { addr, len, value } => Command::Fill { addr: operand("devPtr", addr, len)?, len, value },
+    })
+}
+
+fn hint_input(hint: &Hint) -> HintInput {
+    const NS_PER_MS: Nanos = 1_000_000;
+    let kind = match *hint {
+        Hint::Admitted { prompt_tokens, max_tokens, ttft_deadline_ms, tpot_target_ms, priority, .. } => {
+            HintKind::Admitted {
+                prompt_tokens,
+                max_tokens,
+                ttft: Nanos::from(ttft_deadline_ms) * NS_PER_MS,
+                tpot: Nanos::from(tpot_target_ms) * NS_PER_MS,
+                priority,
+            }
+        }
+        Hint::PrefillStarted { .. } => HintKind::PrefillStarted,
+        Hint::FirstToken { .. } => HintKind::FirstToken,
+        Hint::Progress { tokens, .. } => HintKind::Progress { tokens },
+        Hint::Finished { .. } => HintKind::Finished,
+        Hint::Aborted { .. } => HintKind::Aborted,
+    };
+    HintInput { request: hint.request(), kind }
+}
