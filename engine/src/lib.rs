@@ -8,4 +8,5 @@ pub mod api;
 pub mod core;
 pub mod kv;
 pub mod model;
+pub mod sample;
 pub mod text;

@@ -1,8 +1,20 @@
 //! The engine's core: requests in, tokens out.
+//!
+//! [`start`] loads a model and runs it in two loops, one for prefill and one for decode steps, each on its own stream, over
+//! one paged KV cache. [`scheduler`] decides what runs; it is pure. The API layer needs [`EngineHandle`] and the types
+//! around it, nothing else.
 
 mod config;
+pub mod debug;
+mod live;
+mod load;
 pub mod plan;
 mod request;
+pub mod scheduler;
+mod service;
+mod steps;
+
+use std::sync::Arc;
 
 pub use config::{Dtype, EngineConfig, KvCacheSize, LoadFormat, ModelSource};
 pub use request::{
@@ -10,24 +22,13 @@ pub use request::{
     ModelInfo, SamplingParams, SubmitError, TokenEvent, TokenLogprob, Usage,
 };
 
-/// Loads the model, starts the loops and returns when the engine can serve.
+/// Loads the model, starts the loops and returns when the engine can serve. The loops end with the last handle, with
+/// [`EngineHandle::shutdown`], or when the device is lost.
 ///
 /// # Errors
 /// A missing library, device or checkpoint file, a checkpoint that does not match its `config.json` (names file and
 /// key), or too little device memory (says how much was wanted).
 pub fn start(config: EngineConfig) -> anyhow::Result<EngineHandle> {
-    anyhow::bail!("the device side is under construction: cannot serve {:?}", config.model)
-}
-
-/// Ways to look inside, for tests.
-pub mod debug {
-    use super::EngineConfig;
-
-    /// Logits of every position of `tokens`, one row of vocabulary size a position.
-    ///
-    /// # Errors
-    /// As [`super::start`], and any failure of the forward pass.
-    pub fn logits(config: EngineConfig, tokens: &[u32]) -> anyhow::Result<Vec<Vec<f32>>> {
-        anyhow::bail!("the device side is under construction: cannot run {} tokens of {:?}", tokens.len(), config.model)
-    }
+    let loaded = load::load(&config)?;
+    Ok(EngineHandle::new(Arc::new(service::DeviceEngine::start(loaded, &config)?)))
 }

@@ -27,7 +27,7 @@ pub struct SamplingParams {
     pub max_tokens: usize,
     /// Tokens that end the sequence and are not reported, besides the model's own end tokens.
     pub stop_token_ids: Vec<u32>,
-    /// Generate up to `max_tokens` whatever tokens come: neither the model's end tokens nor `stop_token_ids` end it.
+    /// The model's own end tokens do not end the sequence; `stop_token_ids` still do.
     pub ignore_eos: bool,
     /// End tokens cannot be chosen before this many tokens were generated.
     pub min_tokens: usize,

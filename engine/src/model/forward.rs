@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 use acl_abi::{DataType, TensorDesc};
 
 use crate::acl::{AclError, Attention, Device, PinnedBuffer, Queue, Stream, Tensor, TensorList};
+use crate::core::Dtype;
 use crate::core::plan::StepPlan;
 
-use super::step::{Activations, Lengths, Shape, StepTensors, contiguous, input_bytes};
+use super::step::{Activations, Capacity, Lengths, Shape, StepTensors, contiguous, input_bytes};
 use super::weights::{LayerWeights, MASK_SIDE};
 use super::{KvCache, Weights};
-
-pub use super::step::Capacity;
 
 /// Rows of logits copied out at once; more take further copies. Bounds pinned memory: 32 rows of 152 thousand half-precision
 /// values are 10 MB.
@@ -115,7 +114,6 @@ pub struct Forward {
     staged: PinnedBuffer,
     chosen: PinnedBuffer,
     logits: PinnedBuffer,
-    capacity: Capacity,
     device: Device,
     weights: Arc<Weights>,
     kv: Arc<KvCache>,
@@ -123,22 +121,26 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Allocates stream and buffers for steps of `capacity`. The calling thread need not be the one that runs.
+    /// A stream of its own over buffers made before. The calling thread need not be the one that runs.
     ///
     /// # Errors
     /// [`AclError`].
-    pub fn new(device: &Device, weights: Arc<Weights>, kv: Arc<KvCache>, capacity: Capacity) -> Result<Self, AclError> {
-        let item = weights.dtype.bytes();
-        let logits_bytes = capacity.rows.min(LOGITS_ROWS_MAX) * weights.config.vocab * item;
+    pub fn new(
+        device: &Device,
+        weights: Arc<Weights>,
+        kv: Arc<KvCache>,
+        activations: Activations,
+    ) -> Result<Self, AclError> {
+        let capacity = activations.capacity;
+        let logits_bytes = capacity.rows.min(LOGITS_ROWS_MAX) * weights.config.vocab * weights.dtype.bytes();
         Ok(Self {
             step: None,
             model: ModelTensors::new(device, &weights, &kv)?,
             queue: Queue::new(Stream::new(device, 0)?)?,
-            activations: Activations::new(device, &weights.config, item, &capacity)?,
             staged: PinnedBuffer::new(device, input_bytes(&capacity))?,
             chosen: PinnedBuffer::new(device, capacity.rows * size_of::<i32>())?,
             logits: PinnedBuffer::new(device, logits_bytes)?,
-            capacity,
+            activations,
             device: device.clone(),
             weights,
             kv,
@@ -148,7 +150,12 @@ impl Forward {
 
     /// The most a step may hold.
     pub fn capacity(&self) -> &Capacity {
-        &self.capacity
+        &self.activations.capacity
+    }
+
+    /// Element type of activations and logits.
+    pub fn dtype(&self) -> Dtype {
+        self.weights.dtype
     }
 
     /// Host time that posting the last step took.
@@ -165,7 +172,7 @@ impl Forward {
     /// # Panics
     /// If the plan exceeds the capacity: a bug of the scheduler.
     pub fn run(&mut self, plan: &StepPlan, on_logits: &mut dyn FnMut(usize, &[u8])) -> Result<&[i32], AclError> {
-        let capacity = &self.capacity;
+        let capacity = self.capacity();
         assert!(
             plan.tokens.len() <= capacity.tokens
                 && plan.rows.len() <= capacity.rows

@@ -14,5 +14,6 @@ pub mod weights;
 
 pub use cache::KvCache;
 pub use config::ModelConfig;
-pub use forward::{Capacity, Forward};
+pub use forward::Forward;
+pub use step::{Activations, Capacity};
 pub use weights::Weights;

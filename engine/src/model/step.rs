@@ -80,9 +80,10 @@ impl Shape {
     }
 }
 
-/// Device buffers of one loop's activations.
+/// Device buffers of one loop's activations, sized for its largest step.
 #[derive(Debug)]
-pub(super) struct Activations {
+pub struct Activations {
+    pub(super) capacity: Capacity,
     /// Section-packed inputs of a step.
     pub(super) inputs: DeviceBuffer,
     residual: [DeviceBuffer; 2],
@@ -119,17 +120,16 @@ pub(super) fn input_bytes(capacity: &Capacity) -> usize {
 
 impl Activations {
     /// Allocates for steps of `capacity`, elements of `item` bytes.
-    pub(super) fn new(
-        device: &Device,
-        config: &ModelConfig,
-        item: usize,
-        capacity: &Capacity,
-    ) -> Result<Self, AclError> {
+    ///
+    /// # Errors
+    /// [`AclError`].
+    pub fn new(device: &Device, config: &ModelConfig, item: usize, capacity: Capacity) -> Result<Self, AclError> {
         let buffer = |rows: usize, width: usize, item: usize| DeviceBuffer::new(device, (rows * width * item) as u64);
         let tokens = |width: usize| buffer(capacity.tokens, width, item);
         let c = config;
         Ok(Self {
-            inputs: DeviceBuffer::new(device, input_bytes(capacity) as u64)?,
+            capacity,
+            inputs: DeviceBuffer::new(device, input_bytes(&capacity) as u64)?,
             residual: [tokens(c.hidden)?, tokens(c.hidden)?],
             normed: tokens(c.hidden)?,
             qkv: tokens(c.qkv_width())?,
