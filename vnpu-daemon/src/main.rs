@@ -1,3 +1,180 @@
-//! (skeleton)
+//! `vnpu-daemon`: the program that owns one device and lends it to client processes.
+//!
+//! It puts the pieces together and decides nothing: `runtime` runs the device on its dispatch thread, `session` lets clients
+//! in, [`watch`] notices that they are gone, [`admin`] shows and changes what an operator may see and change.
+//!
+//! | thread | owns | waits in |
+//! |---|---|---|
+//! | `dispatch` | device, sessions, scheduling | its doorbell |
+//! | `accept` | the listening socket | `poll` |
+//! | `watch` | liveness of every client | `poll` |
+//! | tokio | admin API, signals | `epoll` |
+//!
+//! **Invariants:** the data path is the dispatch thread's alone; the others send it requests. Standard output carries the
+//! `ready` line and nothing else; logs go to standard error.
 
-fn main() {}
+mod admin;
+mod args;
+mod metrics;
+mod watch;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser as _;
+use device::Emulated;
+use runtime::{DeviceHandle, DeviceLoop};
+use sched::SessionParams;
+use session::{AcceptError, DeviceFacts, Doorbell, Layout, Listener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use args::Args;
+use watch::Watch;
+
+/// How often the main thread makes sure that the dispatch thread lives: it ends only through a bug of ours, and clients notice
+/// at once by themselves.
+const DISPATCH_LOOK: Duration = Duration::from_millis(200);
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("VNPU_LOG").unwrap_or_else(|_| "info".into()))
+        .init();
+    // Only this user may connect: whoever can write to the socket can use the device.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+
+    let doorbell = Doorbell::new().context("cannot make a doorbell")?;
+    let worker_bell = doorbell.clone();
+    let device = Emulated::new(args.device.clone().emulated(Arc::new(move || worker_bell.ring())))?;
+    let handle = DeviceLoop::spawn(Box::new(device), args.policy(), args.limits(), doorbell.clone())?;
+    let info = handle.info().clone();
+
+    let facts = DeviceFacts {
+        soc_name: info.soc_name.clone(),
+        hbm_bytes: info.hbm_bytes,
+        device_index: args.index,
+        epoch: epoch(),
+    };
+    let listener = Listener::bind(&args.socket, Layout::default(), doorbell, facts)
+        .with_context(|| format!("cannot listen at {}", args.socket.display()))?
+        .with_sessions_max(args.limits().sessions_max);
+    let admin = args.admin.map(bind_admin).transpose()?;
+
+    info!(device = info.label, socket = %args.socket.display(), "serving");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("admin")
+        .enable_all()
+        .build()
+        .context("cannot start the admin runtime")?;
+    let result = runtime.block_on(serve(&args, &handle, listener, admin));
+    let clean = handle.shutdown();
+    result?;
+    ensure!(clean, "the dispatch thread panicked; the log says where");
+    info!("ended");
+    Ok(())
+}
+
+/// Tells one start of the daemon from another.
+fn epoch() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (since.as_nanos() as u64).rotate_left(20) ^ u64::from(std::process::id())
+}
+
+fn bind_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).with_context(|| format!("cannot serve the admin API on {address}"))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Serves until a signal says to end, or something that must not end has ended.
+async fn serve(
+    args: &Args,
+    handle: &DeviceHandle,
+    listener: Listener,
+    admin: Option<(TcpListener, SocketAddr)>,
+) -> Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (failed, mut failure) = mpsc::channel(1);
+    let watch = Watch::start(handle.clone())?;
+    let stopper = listener.stopper();
+    let accept = start_accepting(listener, handle.clone(), watch.clone(), failed)?;
+
+    let mut ready = format!("ready socket={}", args.socket.display());
+    if let Some((listener, address)) = admin {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let router = admin::router(handle.clone());
+        tokio::spawn(async move {
+            if let Err(e) = axum::serve(listener, router).await {
+                error!("admin API: {e}");
+            }
+        });
+        ready.push_str(&format!(" admin={address}"));
+    }
+    // A parent that does not read our output is no reason to end.
+    let _ = writeln!(std::io::stdout(), "{ready}").and_then(|()| std::io::stdout().flush());
+
+    let ended = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            Some(e) = failure.recv() => break Err(e),
+            () = tokio::time::sleep(DISPATCH_LOOK) => {
+                if !handle.is_running() {
+                    break Err(anyhow::anyhow!("the dispatch thread has ended"));
+                }
+            }
+        }
+    };
+    stopper.stop();
+    // The accept thread drops the listener, which removes the socket from the file system.
+    if accept.join().is_err() {
+        bail!("the accept thread panicked; the log says where");
+    }
+    watch.stop();
+    ended
+}
+
+/// Lets clients in, on a thread of its own, until the listener is stopped.
+fn start_accepting(
+    listener: Listener,
+    handle: DeviceHandle,
+    watch: Watch,
+    failed: mpsc::Sender<anyhow::Error>,
+) -> Result<JoinHandle<()>> {
+    let run = move || {
+        loop {
+            let (session, connection) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(AcceptError::Stopped) => return,
+                Err(e @ AcceptError::Listen(_)) => {
+                    // The main task may be ending for another reason already.
+                    let _ = failed.blocking_send(anyhow::Error::new(e));
+                    return;
+                }
+                Err(e) => {
+                    warn!("{:#}", anyhow::Error::new(e));
+                    continue;
+                }
+            };
+            let (id, peer) = (session.id(), session.peer().clone());
+            let on_end = watch.on_end();
+            match handle.attach_with(session, SessionParams::default(), Some(on_end)) {
+                Ok(()) => {
+                    info!(session = id, pid = peer.pid, uid = peer.uid, process = peer.process_name, "attached");
+                    watch.add(connection);
+                }
+                Err(e) => warn!(session = id, pid = peer.pid, "not attached: {e}"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("accept".into()).spawn(run).context("cannot start the accept thread")
+}

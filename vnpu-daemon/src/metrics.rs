@@ -1,0 +1,136 @@
+//! Metrics: the dispatch thread's snapshot as OpenMetrics text. Nothing is counted here.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use runtime::Snapshot;
+use runtime::snapshot::{PhaseSnapshot, SessionSnapshot};
+
+/// OpenMetrics text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const NS_PER_S: f64 = 1e9;
+
+#[derive(Debug)]
+struct Page(Snapshot);
+
+/// The page of one snapshot.
+///
+/// # Errors
+/// Never for our metrics; the encoder's type says so.
+pub fn text(snapshot: Snapshot) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Page(snapshot)));
+    let mut out = String::new();
+    prometheus_client::encoding::text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+/// One family: its samples, each with a set of labels.
+fn family<L: EncodeLabelSet, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, unit, kind): (&str, &str, Option<&Unit>, MetricType),
+    samples: impl IntoIterator<Item = (L, M)>,
+) -> fmt::Result {
+    let mut family: MetricEncoder<'_> = encoder.encode_descriptor(name, help, unit, kind)?;
+    for (labels, metric) in samples {
+        metric.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauge(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        use MetricType::{Counter, Gauge};
+        let s = &self.0;
+        let e = &mut encoder;
+        let device = [("soc", s.device.soc_name.clone()), ("label", s.device.label.clone()), ("policy", policy(s))];
+        family(e, ("vnpu_device", "The device and its policy; the value is 1.", None, Gauge), [(device, gauge(1))])?;
+        let memory =
+            [([("state", "used")], gauge(s.memory.used_bytes)), ([("state", "free")], gauge(s.memory.free_bytes))];
+        family(e, ("vnpu_memory", "Device memory.", Some(&Unit::Bytes), Gauge), memory)?;
+
+        type Value = fn(&Snapshot) -> u64;
+        let gauges: [(&str, &str, Value); 3] = [
+            ("vnpu_sessions", "Client processes attached.", |s| s.sessions.len() as u64),
+            ("vnpu_operators_in_flight", "Operators and copies on the device.", |s| s.in_flight as u64),
+            ("vnpu_items_queued", "Items queued behind the policy.", |s| s.queued as u64),
+        ];
+        for (name, help, value) in gauges {
+            family(e, (name, help, None, Gauge), [([("", ""); 0], gauge(value(s)))])?;
+        }
+        let counters: [(&str, &str, Value); 11] = [
+            ("vnpu_sessions_attached", "Client processes so far.", |s| s.sessions_total),
+            ("vnpu_violations", "Sessions ended because they broke the protocol.", |s| s.violations_total),
+            ("vnpu_faults", "Errors given to applications.", |s| s.faults_total),
+            ("vnpu_hints", "Phase hints taken in.", |s| s.hints_total),
+            ("vnpu_hints_expired", "Hints forgotten because their lease ran out.", |s| s.scheduling.hints_expired),
+            ("vnpu_decode_steps", "Decode steps completed.", |s| s.scheduling.decode_steps),
+            ("vnpu_decode_steps_late", "Decode steps completed after they were due.", |s| {
+                s.scheduling.decode_steps_late
+            }),
+            ("vnpu_overloaded_turns", "Turns given to an overdue prefill while decode was due too.", |s| {
+                s.scheduling.overloaded_turns
+            }),
+            ("vnpu_coruns", "Times that prefill and decode began to run side by side.", |s| s.scheduling.coruns),
+            ("vnpu_records", "Records taken from the rings.", |s| s.turns.records),
+            ("vnpu_loop_sleeps", "Times that the dispatch thread slept.", |s| s.turns.sleeps),
+        ];
+        for (name, help, value) in counters {
+            family(e, (name, help, None, Counter), [([("", ""); 0], ConstCounter::new(value(s)))])?;
+        }
+
+        let by_phase = |value: fn(&PhaseSnapshot) -> u64| {
+            s.phases.iter().map(move |p| ([("phase", p.phase.name())], value(p))).collect::<Vec<_>>()
+        };
+        let completed = by_phase(|p| p.completed).into_iter().map(|(l, v)| (l, ConstCounter::new(v)));
+        family(e, ("vnpu_operators_completed", "Operators and copies completed.", None, Counter), completed)?;
+        type PhaseTime = (&'static str, &'static str, fn(&PhaseSnapshot) -> u64);
+        let times: [PhaseTime; 3] = [
+            ("vnpu_operators_predicted", "Predicted time alone of completed operators.", |p| p.predicted_ns),
+            ("vnpu_operators_measured", "Time on the device of completed operators.", |p| p.measured_ns),
+            ("vnpu_operators_held", "Time that ready operators were held back.", |p| p.held_ns),
+        ];
+        for (name, help, value) in times {
+            let samples = by_phase(value).into_iter().map(|(l, v)| (l, ConstCounter::new(v as f64 / NS_PER_S)));
+            family(e, (name, help, Some(&Unit::Seconds), Counter), samples)?;
+        }
+
+        let holds = s.holds.iter().map(|h| ([("reason", h.reason)], ConstCounter::new(h.count)));
+        family(e, ("vnpu_holds", "Ready operators held back.", None, Counter), holds)?;
+        let held = s.holds.iter().map(|h| ([("reason", h.reason)], ConstCounter::new(h.total_ns as f64 / NS_PER_S)));
+        family(e, ("vnpu_holds_time", "For how long, summed.", Some(&Unit::Seconds), Counter), held)?;
+        let expired = s.holds.iter().map(|h| ([("reason", h.reason)], ConstCounter::new(h.expired)));
+        family(e, ("vnpu_holds_expired", "Hold-backs ended by the age bound.", None, Counter), expired)?;
+
+        type PerSession = (&'static str, &'static str, Option<&'static Unit>, fn(&SessionSnapshot) -> u64);
+        let per_session: [PerSession; 5] = [
+            ("vnpu_session_memory", "Device memory held.", Some(&Unit::Bytes), |s| s.memory_bytes),
+            ("vnpu_session_streams", "Streams.", None, |s| s.streams as u64),
+            ("vnpu_session_events", "Events.", None, |s| s.events as u64),
+            ("vnpu_session_items", "Items queued, running or waited for.", None, |s| s.items as u64),
+            ("vnpu_session_back_pressure", "1 while its ring is not read.", None, |s| u64::from(s.back_pressure)),
+        ];
+        for (name, help, unit, value) in per_session {
+            let samples = s.sessions.iter().map(|session| {
+                let labels = [("session", session.session.to_string()), ("process", session.process.clone())];
+                (labels, gauge(value(session)))
+            });
+            family(e, (name, help, unit, Gauge), samples)?;
+        }
+        Ok(())
+    }
+}
+
+fn policy(snapshot: &Snapshot) -> String {
+    format!("{:?}", snapshot.policy.name).to_lowercase()
+}
