@@ -99,6 +99,7 @@ impl StepLoop {
             let preempted = state.scheduler.counters().preemptions - preempted;
             if preempted > 0 {
                 debug!(preempted, "KV blocks ran out");
+                self.shared.wake(&state);
             }
             if some {
                 return true;
