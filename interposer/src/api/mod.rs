@@ -1,0 +1,15 @@
+//! The functions that are written by hand, by theme. Each decodes, calls safe code, and goes through [`crate::entry`];
+//! `build.rs` finds them here by `pub extern "C" fn` and checks their parameters against the header table.
+//!
+//! What a parameter means is said once, in the AscendCL reference; the comments here say what is particular to a virtual NPU.
+#![allow(non_snake_case)]
+
+pub mod context;
+pub mod descriptors;
+pub mod device;
+pub mod event;
+pub mod init;
+pub mod memory;
+pub mod settings;
+pub mod stream;
+pub mod tensor;

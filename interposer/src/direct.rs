@@ -1,0 +1,54 @@
+//! Direct mode: the device, its dispatch thread and the other end of the session, in this process.
+//!
+//! The passthrough that the daemon's overhead is measured against, and the way to run without a daemon. Everything but
+//! the socket is the same code.
+
+use acl_abi::values as acl;
+use device::{DeviceSpec, Emulated};
+use runtime::{DeviceHandle, DeviceLoop, Limits};
+use sched::{PolicyConfig, SessionParams};
+use session::{Client, DeviceFacts, Doorbell, Layout};
+
+use crate::error::Failure;
+
+/// A hosted device; dropping it ends its dispatch thread.
+pub struct Direct {
+    handle: DeviceHandle,
+}
+
+impl Direct {
+    /// Makes the device and opens a session with it.
+    ///
+    /// # Errors
+    /// A spec or policy that does not parse, a device that does not fit this machine.
+    pub fn host(device: u32, spec: &str, policy: &str) -> Result<(Client, Self), Failure> {
+        let setup =
+            |what: &str, reason: String| Failure::new(acl::ACL_ERROR_RT_DEV_SETUP_ERROR, format!("{what}: {reason}"));
+        let parsed: DeviceSpec = spec.parse().map_err(|e: device::SpecError| setup("VNPU_DEVICE", e.to_string()))?;
+        let policy: PolicyConfig = policy.parse().map_err(|e| setup("VNPU_POLICY", format!("{e}")))?;
+        let doorbell = Doorbell::new().map_err(|e| setup("doorbell", e.to_string()))?;
+        let bell = doorbell.clone();
+        let config = parsed.emulated(std::sync::Arc::new(move || bell.ring()));
+        let emulated = Emulated::new(config).map_err(|e| setup("VNPU_DEVICE", e.to_string()))?;
+        let emulated: Box<dyn device::Device> = Box::new(emulated);
+        let info = emulated.info();
+        let facts = DeviceFacts {
+            soc_name: info.soc_name.clone(),
+            hbm_bytes: info.hbm_bytes,
+            device_index: device,
+            epoch: u64::from(std::process::id()),
+        };
+        let handle = DeviceLoop::spawn(emulated, policy, Limits::default(), doorbell.clone())
+            .map_err(|e| setup("dispatch loop", e.to_string()))?;
+        let (client, server) =
+            session::local(Layout::default(), doorbell, facts).map_err(|e| setup("session", e.to_string()))?;
+        handle.attach(server, SessionParams::default()).map_err(|e| setup("session", e.to_string()))?;
+        Ok((client, Self { handle }))
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.handle.shutdown();
+    }
+}

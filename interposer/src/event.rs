@@ -1,0 +1,141 @@
+//! Events as the client sees them.
+//!
+//! An event that was never recorded is not complete when asked and does not make anyone wait, as in AscendCL. Completion of
+//! one recording is remembered, so that polling a finished event needs no answer from the daemon.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use acl_abi::values as acl;
+use wire::Record;
+
+use crate::error::Failure;
+use crate::link::Link;
+use crate::stream::{Marks, Stream, poll_until};
+
+/// An event.
+#[derive(Clone)]
+pub struct Event {
+    /// Its session.
+    pub link: Arc<Link>,
+    /// Number in the session.
+    pub id: u32,
+    /// Recordings, and how many of them are known to be complete.
+    marks: Arc<Marks>,
+}
+
+impl Event {
+    /// A new event; its record is posted.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn create(link: Arc<Link>, flags: u32) -> Result<Self, Failure> {
+        let id = link.next_event()?;
+        link.post(&Record::EventCreate { event: id, flags })?;
+        Ok(Self { link, id, marks: Arc::default() })
+    }
+
+    fn same_device(&self, stream: &Stream) -> Result<(), Failure> {
+        if Arc::ptr_eq(&self.link, &stream.link) {
+            return Ok(());
+        }
+        let text = format!(
+            "the event belongs to device {}, the stream to device {}; events do not cross devices yet",
+            self.link.device, stream.link.device
+        );
+        Err(Failure::unsupported(text))
+    }
+
+    /// Records the event in `stream`.
+    ///
+    /// # Errors
+    /// Another device's stream; device lost.
+    pub fn record(&self, stream: &Stream) -> Result<(), Failure> {
+        self.same_device(stream)?;
+        stream.post(&Record::EventRecord { event: self.id, stream: stream.id })?;
+        self.marks.count();
+        Ok(())
+    }
+
+    /// Resets the event once `stream` has come this far.
+    ///
+    /// # Errors
+    /// Another device's stream; device lost.
+    pub fn reset(&self, stream: &Stream) -> Result<(), Failure> {
+        self.same_device(stream)?;
+        stream.post(&Record::EventReset { event: self.id, stream: stream.id })?;
+        // What was known of the last recording is no longer the event's state.
+        self.marks.count();
+        Ok(())
+    }
+
+    /// Makes `stream` wait for the event.
+    ///
+    /// # Errors
+    /// Another device's stream; device lost.
+    pub fn make_wait(&self, stream: &Stream) -> Result<(), Failure> {
+        self.same_device(stream)?;
+        stream.post(&Record::StreamWaitEvent { stream: stream.id, event: self.id })
+    }
+
+    /// True if it was recorded and that recording is complete.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn is_complete(&self) -> Result<bool, Failure> {
+        let recorded = self.marks.posted();
+        if recorded == 0 {
+            self.link.check_alive()?;
+            return Ok(false);
+        }
+        if self.marks.is_settled() {
+            self.link.check_alive()?;
+            return Ok(true);
+        }
+        let [complete, ..] = self.link.call(|reply| Record::EventQuery { event: self.id, reply })?;
+        if complete != 0 {
+            self.marks.settle(recorded);
+        }
+        Ok(complete != 0)
+    }
+
+    /// Waits for the last recording.
+    ///
+    /// # Errors
+    /// Device lost; the first error of the operators before it.
+    pub fn synchronise(&self) -> Result<(), Failure> {
+        let recorded = self.marks.posted();
+        if recorded == 0 || self.marks.is_settled() {
+            return self.link.check_alive();
+        }
+        self.link.call(|reply| Record::EventSync { event: self.id, reply })?;
+        self.marks.settle(recorded);
+        Ok(())
+    }
+
+    /// Waits at most `timeout_ms`; any negative number waits without limit.
+    ///
+    /// # Errors
+    /// As [`Event::synchronise`], and `ACL_ERROR_RT_EVENT_SYNC_TIMEOUT`.
+    pub fn synchronise_for(&self, timeout_ms: i32) -> Result<(), Failure> {
+        let Ok(limit) = u64::try_from(timeout_ms) else { return self.synchronise() };
+        let late = || {
+            let text = format!("the event is not complete after {timeout_ms} ms");
+            Failure::new(acl::ACL_ERROR_RT_EVENT_SYNC_TIMEOUT, text)
+        };
+        let done = || Ok(self.marks.posted() == 0 || self.is_complete()?);
+        poll_until(Duration::from_millis(limit), done, late)
+    }
+
+    /// Milliseconds from this event's recording to `end`'s.
+    ///
+    /// # Errors
+    /// Another device's event; not recorded or not complete; device lost.
+    pub fn elapsed_ms(&self, end: &Self) -> Result<f32, Failure> {
+        if !Arc::ptr_eq(&self.link, &end.link) {
+            return Err(Failure::unsupported("the events belong to different devices"));
+        }
+        let [bits, ..] = self.link.call(|reply| Record::EventElapsed { start: self.id, end: end.id, reply })?;
+        Ok(f32::from_bits(bits as u32))
+    }
+}

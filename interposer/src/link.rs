@@ -1,0 +1,281 @@
+//! One session with one device: through a daemon, or with a device hosted by this process.
+//!
+//! Wraps [`session::Client`] with what the C ABI needs on top: AscendCL codes for everything that can go wrong, ids for
+//! streams and events, and a copy of the allocation list, so that a wrong address or a double free is an error at the call
+//! that makes it, with text, instead of at the next synchronising one.
+//!
+//! **Invariant:** a lost session stays lost: every later call answers [`DEVICE_LOST`] at once. `aclrtResetDevice` forgets it,
+//! so that the next `aclrtSetDevice` opens a fresh one; memory, streams and events of the old one are gone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use acl_abi::values as acl;
+use session::{Client, ConnectError, ConnectOptions, Lost};
+use wire::control::RefuseCode;
+use wire::{Record, ReplyTo};
+
+use crate::config::{Config, Mode};
+use crate::direct::Direct;
+use crate::error::{DEVICE_LOST, Failure};
+use crate::handle::lock;
+use crate::hints::Listener;
+use crate::log::log;
+use crate::stream::{Marks, Stream};
+
+/// A session.
+pub struct Link {
+    /// Device number in this process.
+    pub device: u32,
+    /// Hint listener of this process, with the first session. Declared first: it uses the client.
+    _hints: Option<Listener>,
+    /// The client's end. Declared before `_direct`, which ends the hosted device.
+    pub client: Arc<Client>,
+    /// The other end, in direct mode.
+    _direct: Option<Direct>,
+    next_stream: AtomicU32,
+    next_event: AtomicU32,
+    /// Live allocations: start → bytes asked for.
+    allocations: Mutex<BTreeMap<u64, u64>>,
+    default_marks: Arc<Marks>,
+    /// What the daemon is called in messages.
+    place: String,
+}
+
+/// Checks that there is a socket at `path`, without connecting.
+///
+/// # Errors
+/// `ACL_ERROR_RT_NO_DEVICE`, with the path and the command that starts a daemon.
+pub fn check_socket(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let reason = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => return Ok(()),
+        Ok(_) => "it is not a socket".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(no_daemon(path, &reason))
+}
+
+fn no_daemon(path: &Path, reason: &str) -> Failure {
+    let text = format!(
+        "no daemon at {} ({reason}); start one with `vnpu-daemon --socket {} --device Ascend910B3:functional`, or run the \
+         application with `vnpu run --direct Ascend910B3:functional`",
+        path.display(),
+        path.display()
+    );
+    Failure::new(acl::ACL_ERROR_RT_NO_DEVICE, text)
+}
+
+fn refused(error: ConnectError) -> Failure {
+    match error {
+        ConnectError::Unreachable { path, source } => no_daemon(&path, &source.to_string()),
+        ConnectError::Refused { code: RefuseCode::Version | RefuseCode::Signatures, .. } => {
+            Failure::new(acl::ACL_ERROR_RT_DEV_SETUP_ERROR, error.to_string())
+        }
+        ConnectError::Refused { .. } => Failure::new(acl::ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, error.to_string()),
+        ConnectError::Setup { ref source, .. } => {
+            Failure::new(acl::ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, format!("{error}: {source}"))
+        }
+        _ => Failure::new(acl::ACL_ERROR_RT_DEV_SETUP_ERROR, error.to_string()),
+    }
+}
+
+impl Link {
+    /// Opens the session with device number `device`.
+    ///
+    /// # Errors
+    /// No daemon, a daemon of another version, or a device that cannot be hosted; the text says what to do.
+    pub fn open(device: u32, config: &Config) -> Result<Self, Failure> {
+        let (client, direct, place) = match &config.mode {
+            Mode::Daemon(sockets) => {
+                let path = &sockets[device as usize];
+                let client = Client::connect(path, &ConnectOptions::default()).map_err(refused)?;
+                (client, None, format!("the daemon at {}", path.display()))
+            }
+            Mode::Direct { specs, policy } => {
+                let (client, direct) = Direct::host(device, &specs[device as usize], policy)?;
+                (client, Some(direct), "the device hosted by this process".to_owned())
+            }
+        };
+        let client = Arc::new(client);
+        let facts = client.facts();
+        log!(Info, "session {} with {place}: {}, {} bytes", facts.session, facts.soc_name, facts.hbm_bytes);
+        let hints = match (&config.hints, device) {
+            (Some(path), 0) => Listener::start(path, client.clone()),
+            _ => None,
+        };
+        Ok(Self {
+            device,
+            client,
+            _direct: direct,
+            _hints: hints,
+            next_stream: AtomicU32::new(1),
+            next_event: AtomicU32::new(1),
+            allocations: Mutex::default(),
+            default_marks: Arc::default(),
+            place,
+        })
+    }
+
+    /// SoC name.
+    pub fn soc_name(&self) -> &str {
+        &self.client.facts().soc_name
+    }
+
+    /// True once the session is over.
+    pub fn is_lost(&self) -> bool {
+        self.client.is_lost()
+    }
+
+    /// What a lost session answers.
+    pub fn lost(&self, _: Lost) -> Failure {
+        let text = format!(
+            "device {} is lost: {} has ended or closed this session, and memory, streams and events are gone with it; call \
+             aclrtResetDevice and aclrtSetDevice to start over",
+            self.device, self.place
+        );
+        Failure::new(DEVICE_LOST, text)
+    }
+
+    /// # Errors
+    /// Device lost.
+    pub fn check_alive(&self) -> Result<(), Failure> {
+        if self.is_lost() { Err(self.lost(Lost)) } else { Ok(()) }
+    }
+
+    /// Posts a record that needs no answer.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn post(&self, record: &Record<'_>) -> Result<(), Failure> {
+        self.client.post(record, None).map_err(|l| self.lost(l))
+    }
+
+    /// Posts an operator by its encoded body.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn post_op(&self, stream: u32, body: &[u8]) -> Result<(), Failure> {
+        self.client.post_op(stream, body).map_err(|l| self.lost(l))
+    }
+
+    /// Posts a record and waits for its answer.
+    ///
+    /// # Errors
+    /// Device lost; what the daemon answered.
+    pub fn call<'a>(&self, make: impl FnOnce(ReplyTo) -> Record<'a>) -> Result<[u64; 4], Failure> {
+        let reply = self.client.call(make).map_err(|l| self.lost(l))?;
+        match reply.status {
+            0 => Ok(reply.payload),
+            code => Err(Failure::new(code, reply.text)),
+        }
+    }
+
+    /// A number for a new stream.
+    ///
+    /// # Errors
+    /// After 2³² − 1 streams: numbers are never used again.
+    pub fn next_stream(&self) -> Result<u32, Failure> {
+        let next = |n: u32| n.checked_add(1);
+        self.next_stream.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| {
+            Failure::new(acl::ACL_ERROR_RT_NO_STREAM_RESOURCE, "this session has used up its stream numbers")
+        })
+    }
+
+    /// A number for a new event.
+    ///
+    /// # Errors
+    /// After 2³² − 1 events: numbers are never used again.
+    pub fn next_event(&self) -> Result<u32, Failure> {
+        let next = |n: u32| n.checked_add(1);
+        self.next_event.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| {
+            Failure::new(acl::ACL_ERROR_RT_NO_EVENT_RESOURCE, "this session has used up its event numbers")
+        })
+    }
+
+    /// The default stream.
+    pub fn default_stream(self: &Arc<Self>) -> Stream {
+        Stream { link: self.clone(), id: 0, priority: 0, flags: 0, marks: self.default_marks.clone() }
+    }
+
+    /// True if `addr` lies in the range of this session's device addresses, allocated or not.
+    pub fn owns(&self, addr: u64) -> bool {
+        let (base, len) = self.client.va();
+        addr.wrapping_sub(base) < len
+    }
+
+    /// Allocates device memory.
+    ///
+    /// # Errors
+    /// 207001 when there is none; device lost.
+    pub fn malloc(&self, size: u64) -> Result<u64, Failure> {
+        let [addr, ..] = self.call(|reply| Record::Malloc { size, reply })?;
+        lock(&self.allocations).insert(addr, size);
+        Ok(addr)
+    }
+
+    /// Frees device memory.
+    ///
+    /// # Errors
+    /// Anything but the start of a live allocation; device lost.
+    pub fn free(&self, addr: u64) -> Result<(), Failure> {
+        if lock(&self.allocations).remove(&addr).is_none() {
+            let text = match self.allocation_of(addr) {
+                Some((start, size)) => {
+                    format!("{addr:#x} is inside the {size}-byte allocation at {start:#x}, not its start")
+                }
+                None => format!("{addr:#x} is no live allocation (freed twice, or never allocated)"),
+            };
+            return Err(Failure::invalid(format!("parameter devPtr: {text}")));
+        }
+        self.call(|reply| Record::Free { addr, reply }).map(|_| ())
+    }
+
+    /// Start and size of the live allocation that holds `addr`.
+    pub fn allocation_of(&self, addr: u64) -> Option<(u64, u64)> {
+        let allocations = lock(&self.allocations);
+        let (&start, &size) = allocations.range(..=addr).next_back()?;
+        // An empty allocation holds its own address.
+        (addr - start < size.max(1)).then_some((start, size))
+    }
+
+    /// Checks that `len` bytes at `addr` lie in one live allocation.
+    ///
+    /// # Errors
+    /// Names the parameter, the address and the allocation.
+    pub fn check_range(&self, parameter: &str, addr: u64, len: u64) -> Result<(), Failure> {
+        let text = match self.allocation_of(addr) {
+            // The daemon rounds sizes up and has the last word on reads past the end.
+            Some((start, size)) if (addr - start).checked_add(len).is_some_and(|end| end <= rounded(size)) => {
+                return Ok(());
+            }
+            Some((start, size)) => {
+                format!("{len} bytes at {addr:#x} run past the {size}-byte allocation at {start:#x}")
+            }
+            None => format!("{addr:#x} is in no live device allocation of this process"),
+        };
+        Err(Failure::invalid(format!("parameter {parameter}: {text}")))
+    }
+
+    /// Free and total device memory in bytes.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn memory(&self) -> Result<(u64, u64), Failure> {
+        let [free, total, ..] = self.call(|reply| Record::MemInfo { reply })?;
+        Ok((free, total))
+    }
+}
+
+/// Bytes that an allocation of `size` really has: CANN pads by 32 and aligns, and clients copy whole padded tensors.
+fn rounded(size: u64) -> u64 {
+    size.saturating_add(511) / 512 * 512
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        log!(Info, "session {} with {} closes", self.client.facts().session, self.place);
+    }
+}
