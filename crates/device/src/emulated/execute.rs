@@ -7,6 +7,7 @@ use crate::error::OpError;
 
 use super::hbm::{Hbm, OutOfBounds};
 use super::kernels::{self, Machine};
+use super::pool::Pool;
 
 /// Memory and everything a kernel needs besides its arguments. Owned by the worker thread.
 pub struct Executor {
@@ -14,9 +15,9 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// An executor on `hbm`.
-    pub fn new(hbm: Hbm) -> Self {
-        Self { machine: Machine::new(hbm) }
+    /// An executor on `hbm` with these threads.
+    pub fn new(hbm: Hbm, pool: Pool) -> Self {
+        Self { machine: Machine::new(hbm, pool) }
     }
 
     /// Zeroes `bytes` bytes from `offset`.

@@ -8,6 +8,7 @@
 //! `&Hbm`, writing takes `&mut Hbm`: the borrow checker sees to it that no kernel writes memory that it, or a helper
 //! thread, is reading. All `unsafe` about device memory is in this file.
 
+use bytemuck::Pod;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::command::HostBytes;
@@ -54,13 +55,13 @@ unsafe impl Send for Hbm {}
 unsafe impl Sync for Hbm {}
 
 impl Hbm {
-    /// Maps `len` bytes of zeros.
+    /// Maps `len` bytes of zeros, rounded up to whole pages.
     ///
     /// # Errors
     /// What the system says, where so much address space cannot be had.
     pub fn new(len: u64) -> std::io::Result<Self> {
-        let len =
-            usize::try_from(len).map_err(|_| std::io::Error::other("more than the address space"))?.max(PAGE_BYTES);
+        let len = usize::try_from(len).ok().and_then(|len| len.max(1).checked_next_multiple_of(PAGE_BYTES));
+        let len = len.ok_or_else(|| std::io::Error::other("more than the address space"))?;
         // SAFETY: a new anonymous mapping at an address that the kernel chooses; it aliases nothing.
         let base = unsafe {
             mmap_anonymous(
@@ -89,6 +90,16 @@ impl Hbm {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; `&mut self` makes it the only access.
         unsafe { std::slice::from_raw_parts_mut(self.base, self.len) }
+    }
+
+    /// All of memory as elements of one type, to read.
+    pub fn elements<E: Pod>(&self) -> &[E] {
+        bytemuck::cast_slice(self.bytes())
+    }
+
+    /// All of memory as elements of one type, to write.
+    pub fn elements_mut<E: Pod>(&mut self) -> &mut [E] {
+        bytemuck::cast_slice_mut(self.bytes_mut())
     }
 
     /// Zeroes `len` bytes from `offset`: large ranges by giving whole pages back to the system.

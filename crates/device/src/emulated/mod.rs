@@ -18,6 +18,7 @@ mod hbm;
 mod kernels;
 mod memory;
 mod model;
+mod pool;
 mod worker;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use execute::Executor;
 use hbm::{Hbm, PHYS_BASE};
 use memory::Ranges;
 use model::{Id, Model};
+use pool::Pool;
 use worker::{Finished, Job, Worker};
 
 /// How to make an emulated device.
@@ -93,7 +95,7 @@ impl Emulated {
             Compute::Timing => None,
             Compute::Functional => {
                 let hbm = Hbm::new(bytes).map_err(|e| DeviceError::Reserve { bytes, reason: e.to_string() })?;
-                let worker = Worker::spawn(Executor::new(hbm), doorbell);
+                let worker = Worker::spawn(Executor::new(hbm, Pool::new()), doorbell);
                 let worker = worker.map_err(|e| DeviceError::Thread { reason: e.to_string() })?;
                 if !pace {
                     worker.arm();

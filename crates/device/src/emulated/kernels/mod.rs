@@ -1,28 +1,159 @@
-//! Operators on the CPU.
+//! Operators on the CPU: one table from operator to kernel.
+//!
+//! A kernel reads its arguments through [`args::Args`], sees memory only through bounds-checked [`view::View`]s, and answers
+//! a reason where a call is malformed; [`run`] puts the operator's name before it. Indices that come out of device
+//! memory (block tables, slots, token ids) are checked against the tensor they index before use.
+//!
+//! Results follow CPU torch: compute in single precision, round once to the output's type. Two properties go further,
+//! because an engine must give a request the same tokens whatever runs beside it: a row of a product ([`gemm`]) and a row
+//! of attention ([`attention`]) have the same bits in any batch.
 
-use acl_abi::OpCall;
+mod activation;
+mod args;
+mod attention;
+mod attention_plan;
+mod elementwise;
+mod fault;
+mod fill;
+mod gemm;
+mod index;
+mod kv_cache;
+mod lane;
+mod math;
+mod matmul;
+mod nest;
+mod norm;
+mod rotary;
+mod view;
+
+#[cfg(test)]
+mod table_tests;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::sync::LazyLock;
+
+use acl_abi::{OpCall, OpId, SIGNATURES, ops};
 
 use crate::error::OpError;
 
 use super::hbm::Hbm;
+use super::pool::Pool;
+use args::Args;
+use fault::{Outcome, ensure};
+
+/// Scratch of one operator is given back when it exceeds this many elements in all: 128 MiB.
+pub const SCRATCH_KEPT_MAX: usize = 32 << 20;
+
+/// Most elements of one intermediate buffer, 512 MiB in single precision. Real operators stay far below (a row of 128 Ki
+/// logits, the scores of a million keys); a hostile one is refused instead of exhausting the host.
+pub const INTERMEDIATE_MAX: usize = 128 << 20;
 
 /// What kernels run on.
 pub struct Machine {
     /// Device memory.
     pub hbm: Hbm,
+    /// Threads for large operators.
+    pub pool: Pool,
+    /// Buffers that kernels use for intermediate values; contents are left over from earlier operators.
+    pub scratch: Scratch,
+}
+
+/// Intermediate values, reused from operator to operator.
+#[derive(Default)]
+pub struct Scratch {
+    /// Operands widened to single precision.
+    pub operand: Vec<f32>,
+    /// Results before rounding.
+    pub result: Vec<f32>,
+    /// Weights of one block.
+    pub panel: Vec<f32>,
+    /// Indices read from memory.
+    pub indices: Vec<i64>,
+    /// Work items of attention.
+    pub attention: Vec<attention::Slot>,
+}
+
+/// The first `len` elements of a scratch buffer, grown as needed; contents are left over.
+pub fn sized<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> Outcome<&mut [T]> {
+    ensure!(len <= INTERMEDIATE_MAX, "{len} intermediate values are needed, at most {INTERMEDIATE_MAX} are supported");
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    Ok(&mut buffer[..len])
+}
+
+impl Scratch {
+    fn elements(&self) -> usize {
+        let own = self.operand.capacity() + self.result.capacity() + self.panel.capacity();
+        own + 2 * self.indices.capacity() + self.attention.iter().map(attention::Slot::elements).sum::<usize>()
+    }
 }
 
 impl Machine {
-    /// A machine with this memory.
-    pub fn new(hbm: Hbm) -> Self {
-        Self { hbm }
+    /// A machine with this memory that uses these threads.
+    pub fn new(hbm: Hbm, pool: Pool) -> Self {
+        Self { hbm, pool, scratch: Scratch::default() }
     }
 }
+
+/// Computes one operator.
+pub type Kernel = fn(&Args<'_>, &mut Machine) -> Outcome;
+
+/// Every operator that this device computes.
+pub const KERNELS: &[(OpId, Kernel)] = &[
+    (ops::aclnnAdd, elementwise::add),
+    (ops::aclnnAddRmsNorm, norm::add_rms_norm),
+    (ops::aclnnAddmm, matmul::addmm),
+    (ops::aclnnAdds, elementwise::adds),
+    (ops::aclnnApplyRotaryPosEmbV2, rotary::apply_rotary_pos_emb_v2),
+    (ops::aclnnArange, fill::arange),
+    (ops::aclnnArgMax, index::arg_max),
+    (ops::aclnnCast, elementwise::cast),
+    (ops::aclnnCat, index::cat),
+    (ops::aclnnDiv, elementwise::div),
+    (ops::aclnnEmbedding, index::embedding),
+    (ops::aclnnFusedInferAttentionScoreV3, attention::fused_infer_attention_score_v3),
+    (ops::aclnnIndexSelect, index::index_select),
+    (ops::aclnnInplaceCopy, elementwise::inplace_copy),
+    (ops::aclnnInplaceFillScalar, fill::inplace_fill_scalar),
+    (ops::aclnnInplaceNormal, fill::inplace_normal),
+    (ops::aclnnInplaceOne, fill::inplace_one),
+    (ops::aclnnInplaceZero, fill::inplace_zero),
+    (ops::aclnnMatmul, matmul::matmul),
+    (ops::aclnnMm, matmul::mm),
+    (ops::aclnnMul, elementwise::mul),
+    (ops::aclnnMuls, elementwise::muls),
+    (ops::aclnnRmsNorm, norm::rms_norm),
+    (ops::aclnnRotaryPositionEmbedding, rotary::rotary_position_embedding),
+    (ops::aclnnScatterPaKvCache, kv_cache::scatter_pa_kv_cache),
+    (ops::aclnnSilu, activation::silu),
+    (ops::aclnnSoftmax, activation::softmax),
+    (ops::aclnnSub, elementwise::sub),
+    (ops::aclnnSwiGlu, activation::swi_glu),
+];
+
+/// [`KERNELS`] by operator id.
+static BY_ID: LazyLock<Vec<Option<Kernel>>> = LazyLock::new(|| {
+    let mut by_id = vec![None; SIGNATURES.len()];
+    for &(id, kernel) in KERNELS {
+        by_id[usize::from(id.0)] = Some(kernel);
+    }
+    by_id
+});
 
 /// Executes one operator.
 ///
 /// # Errors
 /// With the operator's name and the reason.
-pub fn run(call: &OpCall, _machine: &mut Machine) -> Result<(), OpError> {
-    Err(OpError::new(format!("{}: not computed by this device", call.op.name())))
+pub fn run(call: &OpCall, machine: &mut Machine) -> Result<(), OpError> {
+    let Some(kernel) = BY_ID.get(usize::from(call.op.0)).copied().flatten() else {
+        let name = SIGNATURES.get(usize::from(call.op.0)).map_or("unknown operator", |s| s.name);
+        return Err(OpError::new(format!("{name}: the emulated device does not compute this operator")));
+    };
+    let outcome = kernel(&Args::new(call, machine.hbm.len()), machine);
+    if machine.scratch.elements() > SCRATCH_KEPT_MAX {
+        machine.scratch = Scratch::default();
+    }
+    outcome.map_err(|fault| OpError::new(format!("{}: {}", call.op.name(), fault.text())))
 }

@@ -1,0 +1,111 @@
+//! The arguments of one call, by position, with errors that name the parameter.
+
+use acl_abi::{Arg, OpCall, Scalar};
+
+use super::fault::{Fault, Outcome, ensure};
+use super::view::View;
+
+/// Typed access to a call's arguments.
+#[derive(Clone, Copy)]
+pub struct Args<'a> {
+    call: &'a OpCall,
+    total: u64,
+}
+
+impl<'a> Args<'a> {
+    /// Arguments of `call`, for a device with `total` bytes of memory.
+    pub fn new(call: &'a OpCall, total: u64) -> Self {
+        Self { call, total }
+    }
+
+    /// Name of the parameter at `position`.
+    pub fn name(&self, position: usize) -> &'static str {
+        self.call.op.signature().params.get(position).map_or("?", |p| p.name)
+    }
+
+    /// A tensor that must be there.
+    pub fn tensor(&self, position: usize) -> Outcome<View> {
+        self.optional(position)?.ok_or_else(|| Fault::new("a tensor is required").about(self.name(position)))
+    }
+
+    /// A tensor or null.
+    pub fn optional(&self, position: usize) -> Outcome<Option<View>> {
+        let about = |fault: Fault| fault.about(self.name(position));
+        match self.call.args.get(position) {
+            Some(Arg::Absent) => Ok(None),
+            Some(Arg::Tensor(_)) => match self.call.tensor(position) {
+                Some(desc) => View::new(desc, self.total).map(Some).map_err(about),
+                None => Err(about(Fault::new("tensor index out of range"))),
+            },
+            _ => Err(about(Fault::new("a tensor is required"))),
+        }
+    }
+
+    /// A tensor that is written.
+    pub fn output(&self, position: usize) -> Outcome<View> {
+        let view = self.tensor(position)?;
+        self.writable(position, view)
+    }
+
+    /// A tensor that is written, or null.
+    pub fn optional_output(&self, position: usize) -> Outcome<Option<View>> {
+        self.optional(position)?.map(|view| self.writable(position, view)).transpose()
+    }
+
+    fn writable(&self, position: usize, view: View) -> Outcome<View> {
+        ensure!(
+            !view.repeats(),
+            "{}: several indices name one element; an output cannot be expanded",
+            self.name(position)
+        );
+        Ok(view)
+    }
+
+    /// Tensors of a list.
+    pub fn tensors(&self, position: usize) -> Outcome<impl ExactSizeIterator<Item = Outcome<View>> + Clone + use<'a>> {
+        let name = self.name(position);
+        let list =
+            self.call.tensor_list(position).ok_or_else(|| Fault::new("a tensor list is required").about(name))?;
+        let total = self.total;
+        Ok(list.iter().map(move |desc| View::new(desc, total).map_err(|f| f.about(name))))
+    }
+
+    /// A scalar.
+    pub fn scalar(&self, position: usize) -> Outcome<Scalar> {
+        self.call.scalar(position).ok_or_else(|| Fault::new("a scalar is required").about(self.name(position)))
+    }
+
+    /// An integer, bool or data type.
+    pub fn int(&self, position: usize) -> Outcome<i64> {
+        self.call.int(position).ok_or_else(|| Fault::new("an integer is required").about(self.name(position)))
+    }
+
+    /// A floating-point number.
+    pub fn float(&self, position: usize) -> Outcome<f64> {
+        self.call.float(position).ok_or_else(|| Fault::new("a number is required").about(self.name(position)))
+    }
+
+    /// An int array, or null.
+    pub fn ints(&self, position: usize) -> Option<&'a [i64]> {
+        self.call.ints(position)
+    }
+
+    /// A string; empty where null.
+    pub fn text(&self, position: usize) -> Outcome<&'a str> {
+        let bytes = self.call.str(position).unwrap_or_default();
+        std::str::from_utf8(bytes).map_err(|_| Fault::new("not UTF-8").about(self.name(position)))
+    }
+
+    /// True where the argument is null.
+    pub fn is_absent(&self, position: usize) -> bool {
+        matches!(self.call.args.get(position), Some(Arg::Absent))
+    }
+
+    /// A dimension index of a tensor with `ndim` dimensions; negative ones count from the end.
+    pub fn dim(&self, position: usize, ndim: usize) -> Outcome<usize> {
+        let dim = self.int(position)?;
+        let ndim = ndim.max(1) as i64;
+        ensure!((-ndim..ndim).contains(&dim), "{}: dimension {dim} of a tensor with {ndim}", self.name(position));
+        Ok(dim.rem_euclid(ndim) as usize)
+    }
+}
