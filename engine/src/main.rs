@@ -46,7 +46,7 @@ struct ModelArguments {
     /// Built-in model shapes without weights, e.g. qwen2.5-7b
     #[arg(long, value_name = "NAME")]
     model_preset: Option<String>,
-    /// auto reads the weights; dummy allocates them without reading, for timing
+    /// auto reads the weights; dummy allocates them without reading, for timing [default: auto; dummy for a preset]
     #[arg(long, value_name = "auto|dummy", value_parser = load_format)]
     load_format: Option<LoadFormat>,
     /// Element type of weights and activations; auto is the checkpoint's
@@ -61,10 +61,10 @@ struct ModelArguments {
     /// Device index
     #[arg(long, default_value_t = 0)]
     device: i32,
-    /// AscendCL runtime library, by name or path
+    /// AscendCL runtime library, by name or path [default: libascendcl.so]
     #[arg(long, value_name = "LIB")]
     acl_library: Option<String>,
-    /// AscendCL operator library, by name or path
+    /// AscendCL operator library, by name or path [default: libopapi.so]
     #[arg(long, value_name = "LIB")]
     op_library: Option<String>,
 }
@@ -72,13 +72,13 @@ struct ModelArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Scheduling and memory")]
 struct SchedulingArguments {
-    /// Most sequences in a decode step
+    /// Most sequences in a decode step [default: 64]
     #[arg(long, value_name = "N")]
     max_num_seqs: Option<usize>,
-    /// Most tokens of a sequence, prompt included
+    /// Most tokens of a sequence, prompt included [default: the model's, or what the KV cache holds]
     #[arg(long, value_name = "N")]
     max_model_len: Option<usize>,
-    /// Tokens of a KV block
+    /// Tokens of a KV block [default: 128]
     #[arg(long, value_name = "N")]
     block_size: Option<usize>,
     /// Share of device memory for weights and KV cache together [default: 0.9]
@@ -96,13 +96,13 @@ struct SchedulingArguments {
     /// Do not split prompts
     #[arg(long, overrides_with = "enable_chunked_prefill")]
     no_enable_chunked_prefill: bool,
-    /// Most tokens of a prefill step
+    /// Most tokens of a prefill step [default: 8192]
     #[arg(long, value_name = "N")]
     max_num_batched_tokens: Option<usize>,
-    /// Sequences that may be prefilled ahead of a free decode slot
+    /// Sequences that may be prefilled ahead of a free decode slot [default: 0]
     #[arg(long, value_name = "N")]
     prefill_ahead: Option<usize>,
-    /// Requests that may wait; one more is refused with 429
+    /// Requests that may wait; one more is refused with 429 [default: 4096]
     #[arg(long, value_name = "N")]
     max_waiting: Option<usize>,
 }
@@ -308,6 +308,19 @@ async fn failed(engine: EngineHandle, delay: Duration) {
     }
 }
 
+/// Every stream is an open file, and the usual limit of 1024 is fewer than the streams this engine serves. Raises it as far
+/// as the system allows.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, ..limit };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, limit = ?limit.current, "cannot raise the limit on open files");
+        }
+    }
+}
+
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = arguments.engine_config();
     let (model_names, model_root) = arguments.names();
@@ -382,6 +395,7 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    raise_open_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -447,6 +461,25 @@ mod tests {
         ];
         for (arguments, expected) in cases {
             assert_eq!(config(arguments), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn defaults_in_the_help_are_the_real_ones() {
+        use clap::CommandFactory;
+        let help = Arguments::command().render_long_help().to_string().replace(['\n', ' '], "");
+        let defaults = EngineConfig::new(ModelSource::Dir(PathBuf::new()));
+        for (text, value) in [
+            ("sequences in a decode step", defaults.max_num_seqs.to_string()),
+            ("Tokens of a KV block", defaults.block_size.to_string()),
+            ("tokens of a prefill step", defaults.max_num_batched_tokens.to_string()),
+            ("ahead of a free decode slot", defaults.prefill_ahead.to_string()),
+            ("refused with 429", defaults.max_waiting.to_string()),
+            ("runtime library, by name or path", defaults.acl_library),
+            ("operator library, by name or path", defaults.op_library),
+        ] {
+            let line = format!("{text} [default: {value}]").replace(' ', "");
+            assert!(help.contains(&line), "no {line} in the help");
         }
     }
 

@@ -13,7 +13,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     prompt_tokens: Counter,
     success: Family<FinishLabels, Counter>,
     refused: Family<RefusalLabels, Counter>,
+    connections: Gauge,
     ttft: Histogram,
     itl: Histogram,
     tpot: Histogram,
@@ -73,6 +74,7 @@ impl Metrics {
             prompt_tokens: Counter::default(),
             success: Family::default(),
             refused: Family::default(),
+            connections: Gauge::default(),
             ttft: Histogram::new(TTFT_BUCKETS_S),
             itl: Histogram::new(TPOT_BUCKETS_S),
             tpot: Histogram::new(TPOT_BUCKETS_S),
@@ -119,7 +121,13 @@ impl Metrics {
             "Error responses and error events, by status and code",
             metrics.refused.clone(),
         );
+        registry.register("engine_connections", "Open connections", metrics.connections.clone());
         Self { registry, ..metrics }
+    }
+
+    /// Open connections, for the listener to count.
+    pub(crate) fn connections(&self) -> Gauge {
+        self.connections.clone()
     }
 
     pub(crate) fn first_token(&self, since_arrival: Duration, prompt_tokens: usize) {

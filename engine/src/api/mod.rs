@@ -20,6 +20,7 @@
 mod body;
 mod chat;
 mod completions;
+mod connections;
 mod error;
 mod logprobs;
 mod metrics;

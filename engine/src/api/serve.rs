@@ -4,9 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
+use super::connections::{CONNECTIONS_MAX, Connections};
 use super::{Server, router};
 
 /// After the grace period every request has been failed; this long for their last bytes to go out.
@@ -25,12 +25,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let engine = server.engine.clone();
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    // One small write per token: waiting to fill a segment would delay each by a round trip.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
+    let listener = Connections::new(listener, CONNECTIONS_MAX, server.metrics.connections());
     let serving = axum::serve(listener, router(server)).with_graceful_shutdown(async move {
         stop.await;
         // The receiver is gone only when serving is over.
