@@ -27,9 +27,9 @@ mod rotary;
 mod view;
 
 #[cfg(test)]
-mod table_tests;
-#[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::LazyLock;
 

@@ -1,0 +1,11 @@
+//! Every kernel against a naive reference, over layouts and types; and the properties that engines rely on.
+
+mod attention;
+mod attention_refusals;
+mod elementwise;
+mod fill;
+mod index;
+mod matmul;
+mod norm;
+mod rotary_and_cache;
+mod table;
