@@ -46,6 +46,8 @@ struct Shared {
     wake: Condvar,
     finished: Mutex<Vec<Finished>>,
     armed: AtomicBool,
+    /// The handle was dropped: nobody wants the rest.
+    closing: AtomicBool,
     doorbell: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -56,7 +58,7 @@ struct Queue {
     sleeping: bool,
 }
 
-/// Handle of the worker thread; dropping it finishes what is queued and joins.
+/// Handle of the worker thread; dropping it ends the command that runs, drops the queued ones and joins.
 pub struct Worker {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -78,6 +80,7 @@ impl Worker {
             wake: Condvar::new(),
             finished: Mutex::default(),
             armed: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             doorbell,
         });
         let its = shared.clone();
@@ -110,6 +113,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
         lock(&self.shared.queue).closed = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
@@ -150,6 +154,9 @@ impl Shared {
                 std::mem::swap(&mut queue.jobs, &mut batch);
             }
             for job in batch.drain(..) {
+                if self.closing.load(Ordering::Relaxed) {
+                    return;
+                }
                 match job {
                     Job::Scrub(offset, bytes) => executor.scrub(offset, bytes),
                     Job::Run(id, mut cmd) => {

@@ -16,7 +16,7 @@ use super::fault::Outcome;
 use super::gemm;
 use super::nest::store_all;
 use super::view::View;
-use super::{Machine, math, sized};
+use super::{Machine, math, simd, sized};
 use crate::emulated::hbm::Hbm;
 
 /// Query rows that share a pass over the keys, about.
@@ -194,10 +194,22 @@ fn compute(hbm: &Hbm, plan: &Plan<'_>, slot: &mut Slot) -> Outcome {
         let count = piece.dim(0);
         let tokens = sized(&mut slot.tokens, count * value_width)?;
         piece.load_matrix(hbm, tokens);
-        for row in 0..rows {
-            let seen = visible(plan, &sequence, from + row / group).clamp(done, done + count) - done;
-            let weights = &scores[row * keys + done..][..seen];
-            gemm::accumulate(weights, &tokens[..seen * value_width], &mut out[row * value_width..][..value_width]);
+        let seen = |row: usize| visible(plan, &sequence, from + row / group).clamp(done, done + count) - done;
+        let mut row = 0;
+        while row < rows {
+            // Four rows at a time where they see the same tokens of this piece.
+            let together = if row + 4 <= rows && seen(row) == seen(row + 3) { 4 } else { 1 };
+            let tokens = &tokens[..seen(row) * value_width];
+            let weights = |r: usize| &scores[(row + r) * keys + done..][..seen(row)];
+            let out = &mut out[row * value_width..][..together * value_width];
+            if together == 4 {
+                let (a, b) = out.split_at_mut(2 * value_width);
+                let ((a, b), (c, d)) = (a.split_at_mut(value_width), b.split_at_mut(value_width));
+                simd::accumulate(std::array::from_fn(weights), tokens, [a, b, c, d]);
+            } else {
+                simd::accumulate([weights(0)], tokens, [out]);
+            }
+            row += together;
         }
         done += count;
     }

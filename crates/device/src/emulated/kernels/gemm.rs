@@ -10,19 +10,16 @@
 //! here weights whose rows are contiguous are read in place, 16-bit ones included. And libraries that avoid the
 //! repacking for small batches sum in another order there.
 //!
-//! Cost: an inner loop of 4×3 tiles of eight lanes, two loads a fused multiply-add at most; weights pass through the
+//! Cost: an inner loop ([`simd::dots`]) of 4×3 tiles of eight lanes, under one load a multiply-add; weights pass through the
 //! second-level cache in chunks of [`PANEL_BYTES`].
 
 use half::{bf16, f16};
 
-use super::lane::Elem;
 use super::math;
+use super::simd::{self, LANES, Weight};
 use super::view::View;
 use crate::emulated::hbm::Hbm;
 use acl_abi::DataType;
-
-/// Partial sums of one element.
-const LANES: usize = 8;
 
 /// Bytes of single-precision weights that one pass over the rows works on: a part of a second-level cache.
 pub const PANEL_BYTES: usize = 256 * 1024;
@@ -119,83 +116,8 @@ fn transposed(hbm: &Hbm, w: &View, panel: &mut [f32]) {
     }
 }
 
-/// A weight in memory, eight at a time.
-pub trait Weight: Elem {
-    /// Eight weights as single precision.
-    fn widen(eight: &[Self; LANES]) -> [f32; LANES];
-}
-
-impl Weight for f32 {
-    #[inline(always)]
-    fn widen(eight: &[Self; LANES]) -> [f32; LANES] {
-        *eight
-    }
-}
-
-impl Weight for bf16 {
-    #[inline(always)]
-    fn widen(eight: &[Self; LANES]) -> [f32; LANES] {
-        std::array::from_fn(|i| Elem::to_f32(eight[i]))
-    }
-}
-
-impl Weight for f16 {
-    #[inline(always)]
-    fn widen(eight: &[Self; LANES]) -> [f32; LANES] {
-        let mut wide = [0.0; LANES];
-        Elem::load_f32(eight, &mut wide);
-        wide
-    }
-}
-
-/// True where the processor multiplies and adds eight lanes in one instruction. Without it `mul_add` gives the same
-/// result, slowly.
-#[inline]
-fn has_fma() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
-
 /// Columns `from..from + n` of `out` (rows of `pitch` elements) from `n` rows of weights of length `k`.
 fn tiles<'w, W: Weight>(
-    a: &[f32],
-    k: usize,
-    w: impl Fn(usize) -> &'w [W],
-    n: usize,
-    out: &mut [f32],
-    pitch: usize,
-    from: usize,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if has_fma() {
-        // SAFETY: the processor has AVX2 and FMA, checked just now.
-        return unsafe { tiles_avx2(a, k, w, n, out, pitch, from) };
-    }
-    tiles_any(a, k, w, n, out, pitch, from);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn tiles_avx2<'w, W: Weight>(
-    a: &[f32],
-    k: usize,
-    w: impl Fn(usize) -> &'w [W],
-    n: usize,
-    out: &mut [f32],
-    pitch: usize,
-    from: usize,
-) {
-    tiles_any(a, k, w, n, out, pitch, from);
-}
-
-#[inline(always)]
-fn tiles_any<'w, W: Weight>(
     a: &[f32],
     k: usize,
     w: impl Fn(usize) -> &'w [W],
@@ -208,74 +130,19 @@ fn tiles_any<'w, W: Weight>(
     let a = |m: usize| &a[m * k..][..k];
     let mut m = 0;
     while m < rows {
-        let left = rows - m;
         let out = &mut out[m * pitch + from..];
-        m += match left {
-            1 => strip::<W, 1, 6>([a(m)], &w, n, out, pitch),
-            2 => strip::<W, 2, 4>([a(m), a(m + 1)], &w, n, out, pitch),
-            3 => strip::<W, 3, 3>([a(m), a(m + 1), a(m + 2)], &w, n, out, pitch),
-            _ => strip::<W, 4, 3>([a(m), a(m + 1), a(m + 2), a(m + 3)], &w, n, out, pitch),
-        };
+        // As many rows and columns at a time as sixteen vector registers hold partial sums for.
+        match rows - m {
+            1 => simd::dots::<W, 1, 6>([a(m)], &w, n, out, pitch),
+            2 => simd::dots::<W, 2, 4>([a(m), a(m + 1)], &w, n, out, pitch),
+            3 => simd::dots::<W, 3, 3>([a(m), a(m + 1), a(m + 2)], &w, n, out, pitch),
+            _ => simd::dots::<W, 4, 3>([a(m), a(m + 1), a(m + 2), a(m + 3)], &w, n, out, pitch),
+        }
+        m += 4;
     }
 }
 
-/// `M` rows of the result, `N` columns at a time; answers `M`.
-#[inline(always)]
-fn strip<'w, W: Weight, const M: usize, const N: usize>(
-    a: [&[f32]; M],
-    w: &impl Fn(usize) -> &'w [W],
-    n: usize,
-    out: &mut [f32],
-    pitch: usize,
-) -> usize {
-    let mut j = 0;
-    while j + N <= n {
-        let tile = dots::<W, M, N>(a, std::array::from_fn(|i| w(j + i)));
-        for i in 0..M {
-            out[i * pitch + j..][..N].copy_from_slice(&tile[i]);
-        }
-        j += N;
-    }
-    while j < n {
-        let tile = dots::<W, M, 1>(a, [w(j)]);
-        for i in 0..M {
-            out[i * pitch + j] = tile[i][0];
-        }
-        j += 1;
-    }
-    M
-}
-
-/// Dot products of `M` rows with `N` rows of weights, all of one length.
-#[inline(always)]
-fn dots<W: Weight, const M: usize, const N: usize>(a: [&[f32]; M], w: [&[W]; N]) -> [[f32; N]; M] {
-    let mut sums = [[[0.0f32; LANES]; N]; M];
-    let whole = a[0].len() / LANES;
-    let a_whole: [&[[f32; LANES]]; M] = std::array::from_fn(|i| &a[i].as_chunks::<LANES>().0[..whole]);
-    let w_whole: [&[[W; LANES]]; N] = std::array::from_fn(|j| &w[j].as_chunks::<LANES>().0[..whole]);
-    for c in 0..whole {
-        let eight: [[f32; LANES]; N] = std::array::from_fn(|j| W::widen(&w_whole[j][c]));
-        for i in 0..M {
-            let a = &a_whole[i][c];
-            for j in 0..N {
-                for l in 0..LANES {
-                    sums[i][j][l] = a[l].mul_add(eight[j][l], sums[i][j][l]);
-                }
-            }
-        }
-    }
-    for (l, c) in (whole * LANES..a[0].len()).enumerate() {
-        for i in 0..M {
-            for j in 0..N {
-                sums[i][j][l] = a[i][c].mul_add(w[j][c].to_f32(), sums[i][j][l]);
-            }
-        }
-    }
-    sums.map(|row| row.map(math::fold))
-}
-
-/// Weights whose columns are contiguous (a plain row-major second matrix), few rows: eight columns side by side, the
-/// eight partial sums of each in eight vectors.
+/// Weights whose columns are contiguous (a plain row-major second matrix), few rows: eight columns side by side.
 fn by_columns<W: Weight>(hbm: &Hbm, a: &[f32], w: &View, out: &mut [f32]) {
     let (n, k) = (w.dim(0), w.dim(1));
     let memory: &[W] = hbm.elements();
@@ -283,17 +150,10 @@ fn by_columns<W: Weight>(hbm: &Hbm, a: &[f32], w: &View, out: &mut [f32]) {
     for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
         let (whole, tail) = out.as_chunks_mut::<LANES>();
         for (j, out) in whole.iter_mut().enumerate() {
-            let first = |c: usize| -> &[W; LANES] {
+            *out = simd::columns(a, |c| -> &[W; LANES] {
                 let from = at(j * LANES, c);
                 memory[from..from + LANES].first_chunk().expect("eight weights")
-            };
-            #[cfg(target_arch = "x86_64")]
-            if has_fma() {
-                // SAFETY: the processor has AVX2 and FMA, checked just now.
-                *out = unsafe { columns_avx2(a, first) };
-                continue;
-            }
-            *out = columns_any(a, first);
+            });
         }
         let done = whole.len() * LANES;
         for (j, out) in tail.iter_mut().enumerate() {
@@ -306,89 +166,8 @@ fn by_columns<W: Weight>(hbm: &Hbm, a: &[f32], w: &View, out: &mut [f32]) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn columns_avx2<'w, W: Weight>(a: &[f32], w: impl Fn(usize) -> &'w [W; LANES]) -> [f32; LANES] {
-    columns_any(a, w)
-}
-
-#[inline(always)]
-fn columns_any<'w, W: Weight>(a: &[f32], w: impl Fn(usize) -> &'w [W; LANES]) -> [f32; LANES] {
-    // sums[lane][column]
-    let mut sums = [[0.0f32; LANES]; LANES];
-    let (whole, tail) = a.as_chunks::<LANES>();
-    for (c, eight) in whole.iter().enumerate() {
-        for l in 0..LANES {
-            let w = W::widen(w(c * LANES + l));
-            for j in 0..LANES {
-                sums[l][j] = eight[l].mul_add(w[j], sums[l][j]);
-            }
-        }
-    }
-    for (l, a) in tail.iter().enumerate() {
-        let w = W::widen(w(whole.len() * LANES + l));
-        for j in 0..LANES {
-            sums[l][j] = a.mul_add(w[j], sums[l][j]);
-        }
-    }
-    std::array::from_fn(|j| math::fold(std::array::from_fn(|l| sums[l][j])))
-}
-
 /// Scores of attention: `out[i][t] = Σ_d q[i][d]·k[t][d]`, both row-major with rows of `d`; `out` has rows of `pitch`
 /// from column `from` on.
 pub fn scores(q: &[f32], k: &[f32], d: usize, out: &mut [f32], pitch: usize, from: usize) {
     tiles::<f32>(q, d, |t| &k[t * d..][..d], k.len() / d, out, pitch, from);
-}
-
-/// `out += Σ_t p[t]·v[t]` in order of `t`, with fused multiply-adds; `v` is row-major with rows of `out.len()`.
-pub fn accumulate(p: &[f32], v: &[f32], out: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if has_fma() {
-        // SAFETY: the processor has AVX2 and FMA, checked just now.
-        return unsafe { accumulate_avx2(p, v, out) };
-    }
-    accumulate_any(p, v, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn accumulate_avx2(p: &[f32], v: &[f32], out: &mut [f32]) {
-    accumulate_any(p, v, out);
-}
-
-#[inline(always)]
-fn accumulate_any(p: &[f32], v: &[f32], out: &mut [f32]) {
-    /// Elements that stay in registers while `t` runs.
-    const WIDTH: usize = 64;
-    let d = out.len();
-    let mut from = 0;
-    let (wide, tail) = out.as_chunks_mut::<WIDTH>();
-    for out in wide {
-        let mut sums = *out;
-        for (p, v) in p.iter().zip(v.chunks_exact(d)) {
-            let v: &[f32; WIDTH] = v[from..from + WIDTH].first_chunk().expect("a full width");
-            for i in 0..WIDTH {
-                sums[i] = p.mul_add(v[i], sums[i]);
-            }
-        }
-        *out = sums;
-        from += WIDTH;
-    }
-    let (eights, tail) = tail.as_chunks_mut::<LANES>();
-    for out in eights {
-        let mut sums = *out;
-        for (p, v) in p.iter().zip(v.chunks_exact(d)) {
-            let v: &[f32; LANES] = v[from..from + LANES].first_chunk().expect("eight values");
-            for i in 0..LANES {
-                sums[i] = p.mul_add(v[i], sums[i]);
-            }
-        }
-        *out = sums;
-        from += LANES;
-    }
-    for (i, out) in tail.iter_mut().enumerate() {
-        for (p, v) in p.iter().zip(v.chunks_exact(d)) {
-            *out = p.mul_add(v[from + i], *out);
-        }
-    }
 }

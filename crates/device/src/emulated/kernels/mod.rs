@@ -24,6 +24,7 @@ mod matmul;
 mod nest;
 mod norm;
 mod rotary;
+mod simd;
 mod view;
 
 #[cfg(test)]
