@@ -1,90 +1,613 @@
 //! Stream queues, events, synchronisation, hand-over to the device: the daemon's loop as a pure state machine.
+//!
+//! In: streams, items, completions, hints, each with its time. Out of [`Dispatcher::step`]: submissions and answered
+//! waiters. The rules that no policy can change:
+//!
+//! - operators of one stream start and complete in the order in which they were pushed (the device keeps the order of
+//!   what it holds);
+//! - an event wait holds its stream until the record that preceded it in submission order has completed; without one it
+//!   does nothing (see [`Events`](events));
+//! - a waiter is answered when everything pushed before it on its stream (or in its session) has completed;
+//! - a session that closes drops what it queued, keeps what the device holds until that completes, and releases
+//!   everyone who waited for it.
+//!
+//! Cost: O(1) an item plus O(ready streams) a decision; allocations only where queues grow, for records that something
+//! waits for, and for device-wide waiters. Time may be passed in late but never goes back: a smaller `now` counts as the
+//! largest seen.
 
+mod events;
+mod release;
 mod stats;
+mod stream;
 mod types;
 
 pub use stats::{HoldReason, HoldStats, Stats};
+pub use stream::Op;
+pub(crate) use stream::Stream;
 pub use types::{
     Action, EventKey, EventStatus, HintInput, HintKind, Item, Limits, Refused, SessionParams, StreamKey, Token, Window,
 };
 
-use crate::{Nanos, PolicyConfig};
+use crate::policy::{self, Board, Policy, PolicyConfig, StreamInfo};
+use crate::{Nanos, Phase};
+use events::Events;
+use std::collections::HashMap;
+use stream::{Entry, Held};
 
-/// The dispatcher. Signatures are final, behaviour is being filled in.
+#[derive(Debug)]
+struct Session {
+    params: SessionParams,
+    streams: Vec<usize>,
+    items: usize,
+    events: usize,
+}
+
+/// A device-wide waiter: one marker on every stream that was busy.
+#[derive(Debug)]
+struct Fence {
+    session: u64,
+    token: Token,
+    left: usize,
+    /// Stream, and the solo time pushed to it before the marker.
+    after: Vec<(usize, u64)>,
+}
+
+/// The dispatcher. One a device; single-threaded.
 pub struct Dispatcher {
-    policy: PolicyConfig,
+    config: PolicyConfig,
+    policy: Box<dyn Policy>,
+    limits: Limits,
+    now: Nanos,
+    seq: u64,
+    sessions: HashMap<u64, Session>,
+    keys: HashMap<StreamKey, usize>,
+    streams: Vec<Option<Stream>>,
+    free: Vec<usize>,
+    /// Streams whose next operator could be submitted.
+    ready: Vec<usize>,
+    /// Where each token in flight is: stream, number within it.
+    flying: HashMap<Token, (usize, u64)>,
+    events: Events,
+    fences: HashMap<u64, Fence>,
+    fences_minted: u64,
+    /// Streams with waiters in their queue.
+    awaited: Vec<usize>,
+    /// Answered waiters that no step has handed out yet.
+    done: Vec<Token>,
+    /// Streams to look at again.
+    work: Vec<usize>,
+    items: usize,
+    wake: Option<Nanos>,
     stats: Stats,
 }
 
-#[allow(unused_variables, missing_docs)]
 impl Dispatcher {
     /// An empty dispatcher.
-    pub fn new(policy: PolicyConfig, limits: Limits) -> Self {
-        Self { policy, stats: Stats::default() }
+    pub fn new(config: PolicyConfig, limits: Limits) -> Self {
+        Self {
+            config,
+            policy: policy::build(&config, limits.requests_per_session_max),
+            limits,
+            now: 0,
+            seq: 0,
+            sessions: HashMap::new(),
+            keys: HashMap::new(),
+            streams: Vec::new(),
+            free: Vec::new(),
+            ready: Vec::new(),
+            flying: HashMap::new(),
+            events: Events::default(),
+            fences: HashMap::new(),
+            fences_minted: 0,
+            awaited: Vec::new(),
+            done: Vec::new(),
+            work: Vec::new(),
+            items: 0,
+            wake: None,
+            stats: Stats::default(),
+        }
     }
+
     /// Opens a session and its default stream 0.
     pub fn open_session(&mut self, session: u64, params: SessionParams) -> Result<(), Refused> {
-        Ok(())
+        if self.sessions.contains_key(&session) {
+            return Err(Refused::SessionExists(session));
+        }
+        if self.sessions.len() >= self.limits.sessions_max {
+            return Err(Refused::TooManySessions(self.limits.sessions_max));
+        }
+        self.sessions.insert(session, Session { params, streams: Vec::new(), items: 0, events: 0 });
+        self.open_stream(StreamKey { session, stream: 0 }, 0)
     }
+
     /// Drops everything that the session queued; `dropped` takes the tokens of operators never submitted and of waiters
-    /// never answered. Operators in flight stay the device's until [`Dispatcher::complete`].
-    pub fn close_session(&mut self, now: Nanos, session: u64, dropped: &mut Vec<Token>) {}
-    /// Opens a stream. Opening an open stream changes its priority.
+    /// never answered. Operators in flight stay the device's until [`Dispatcher::complete`]; streams of other sessions
+    /// that waited for a record of this one go on.
+    pub fn close_session(&mut self, now: Nanos, session: u64, dropped: &mut Vec<Token>) {
+        let now = self.advance(now);
+        let Some(closed) = self.sessions.remove(&session) else { return };
+        let before = dropped.len();
+        dropped.extend(self.events.abandon_waiters(session));
+        for index in closed.streams {
+            let Some(stream) = self.streams[index].as_mut() else { continue };
+            self.keys.remove(&stream.key);
+            if let Some(mark) = stream.blocked_on {
+                self.events.unblock(mark, index);
+            }
+            self.items -= stream.len();
+            let mut entries = Vec::new();
+            stream.abandon(|entry| entries.push(entry));
+            self.unready(now, index);
+            for entry in entries {
+                match entry {
+                    Entry::Op { op, .. } => {
+                        self.policy.dropped(now, index, &op);
+                        dropped.push(op.token);
+                    }
+                    Entry::Record { mark } => self.release(mark, None),
+                    Entry::Notify { token } => dropped.push(token),
+                    Entry::Fence { fence } => {
+                        if let Some(f) = self.fences.remove(&fence) {
+                            dropped.push(f.token);
+                        }
+                    }
+                    Entry::Wait { .. } => {}
+                }
+            }
+            self.awaited.retain(|&s| s != index);
+            self.free_if_drained(index);
+        }
+        self.events.forget_session(session);
+        self.policy.session_closed(session);
+        self.stats.dropped += (dropped.len() - before) as u64;
+        self.settle(now);
+    }
+
+    /// Opens a stream. Opening an open one changes its priority only.
     pub fn open_stream(&mut self, key: StreamKey, priority: u32) -> Result<(), Refused> {
+        let session = self.sessions.get_mut(&key.session).ok_or(Refused::NoSession(key.session))?;
+        if let Some(&index) = self.keys.get(&key) {
+            if let Some(stream) = self.streams[index].as_mut() {
+                stream.priority = priority;
+            }
+            return Ok(());
+        }
+        if session.streams.len() >= self.limits.streams_per_session_max {
+            return Err(Refused::TooManyStreams(self.limits.streams_per_session_max));
+        }
+        let stream = Stream::new(key, session.params.weight, session.params.priority, priority);
+        let info = info(&stream);
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.streams[index] = Some(stream);
+                index
+            }
+            None => {
+                self.streams.push(Some(stream));
+                self.streams.len() - 1
+            }
+        };
+        session.streams.push(index);
+        self.keys.insert(key, index);
+        self.policy.opened(index, &info);
         Ok(())
     }
-    /// Destroys a stream once its queued work has drained; nothing can be pushed from now on.
-    pub fn close_stream(&mut self, now: Nanos, key: StreamKey) {}
+
+    /// Destroys a stream once its queued work has drained; nothing can be pushed to it from now on.
+    pub fn close_stream(&mut self, now: Nanos, key: StreamKey) {
+        self.advance(now);
+        let Some(index) = self.keys.remove(&key) else { return };
+        if let Some(stream) = self.streams[index].as_mut() {
+            stream.closing = true;
+        }
+        self.free_if_drained(index);
+    }
+
     /// Appends an item to a stream.
     pub fn push(&mut self, now: Nanos, key: StreamKey, item: Item) -> Result<(), Refused> {
+        let now = self.advance(now);
+        let &index = self.keys.get(&key).ok_or(Refused::NoStream(key))?;
+        let session = self.sessions.get_mut(&key.session).ok_or(Refused::NoSession(key.session))?;
+        let stream = self.streams[index].as_mut().ok_or(Refused::NoStream(key))?;
+        if session.items >= self.limits.items_per_session_max {
+            return Err(Refused::TooManyItems(self.limits.items_per_session_max));
+        }
+        let entry = match item {
+            Item::Op { token, solo, demand, phase } => {
+                self.seq += 1;
+                let op = Op { token, solo, demand, phase, seq: self.seq, pushed: now };
+                self.policy.pushed(now, index, &op);
+                Entry::Op { op, done: false }
+            }
+            Item::RecordEvent(event) => {
+                if !self.events.contains(event)
+                    && let Some(owner) = self.sessions.get_mut(&event.session)
+                {
+                    if owner.events >= self.limits.events_per_session_max {
+                        return Err(Refused::TooManyEvents(self.limits.events_per_session_max));
+                    }
+                    owner.events += 1;
+                }
+                Entry::Record { mark: self.events.record(event, index, stream.solo_pushed) }
+            }
+            // Bound in submission order, see `events`: nothing is left to do when the stream gets there.
+            Item::ResetEvent(event) => {
+                self.destroy_event(event);
+                return Ok(());
+            }
+            Item::WaitEvent(event) => match self.events.pending(event) {
+                Some(mark) => Entry::Wait { mark },
+                None => return Ok(()),
+            },
+            Item::Notify { token } => {
+                if stream.waiters.is_empty() {
+                    self.awaited.push(index);
+                }
+                stream.waiters.push_back(stream.solo_pushed);
+                Entry::Notify { token }
+            }
+        };
+        stream.push(entry);
+        if let Some(session) = self.sessions.get_mut(&key.session) {
+            session.items += 1;
+        }
+        self.items += 1;
+        self.stats.queued_max = self.stats.queued_max.max(self.items);
+        self.work.push(index);
+        self.settle(now);
         Ok(())
     }
+
     /// True while the session may push: false tells the caller to leave its ring alone until work drains.
     pub fn has_room(&self, session: u64) -> bool {
-        true
+        self.sessions.get(&session).is_some_and(|s| s.items < self.limits.items_per_session_max)
     }
-    /// [`Action::Done`] once the last record of the event completes; at once if there is none.
-    pub fn notify_event(&mut self, now: Nanos, event: EventKey, token: Token) {}
+
+    /// [`Action::Done`] once the last record of the event completes; with the next step if there is none.
+    pub fn notify_event(&mut self, now: Nanos, event: EventKey, token: Token) {
+        self.advance(now);
+        if !self.events.wait(event, token) {
+            self.done.push(token);
+        }
+    }
+
     /// State of an event.
     pub fn event_status(&self, event: EventKey) -> EventStatus {
-        EventStatus::default()
+        self.events.status(event)
     }
+
     /// Forgets an event; waits that were pushed keep their record.
-    pub fn destroy_event(&mut self, event: EventKey) {}
+    pub fn destroy_event(&mut self, event: EventKey) {
+        if self.events.forget(event)
+            && let Some(session) = self.sessions.get_mut(&event.session)
+        {
+            session.events -= 1;
+        }
+    }
+
     /// [`Action::Done`] once everything that the session has pushed so far completes.
-    pub fn notify_device(&mut self, now: Nanos, session: u64, token: Token) {}
+    pub fn notify_device(&mut self, now: Nanos, session: u64, token: Token) {
+        let now = self.advance(now);
+        let Some(open) = self.sessions.get_mut(&session) else {
+            self.done.push(token);
+            return;
+        };
+        self.fences_minted += 1;
+        let fence = self.fences_minted;
+        let mut after = Vec::new();
+        for &index in &open.streams {
+            if let Some(stream) = self.streams[index].as_mut().filter(|s| !s.is_empty()) {
+                stream.push(Entry::Fence { fence });
+                open.items += 1;
+                self.items += 1;
+                after.push((index, stream.solo_pushed));
+                self.work.push(index);
+            }
+        }
+        if after.is_empty() {
+            self.done.push(token);
+            return;
+        }
+        self.fences.insert(fence, Fence { session, token, left: after.len(), after });
+        self.settle(now);
+    }
+
+    /// True while the stream has anything queued or in flight: lets a caller answer a query without a waiter.
+    pub fn stream_busy(&self, key: StreamKey) -> bool {
+        self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).is_some_and(|s| !s.is_empty())
+    }
+
     /// The device has completed an operator.
-    pub fn complete(&mut self, now: Nanos, token: Token) {}
-    /// The gateway says something about a request.
-    pub fn hint(&mut self, now: Nanos, session: u64, hint: &HintInput) {}
+    pub fn complete(&mut self, now: Nanos, token: Token) {
+        let now = self.advance(now);
+        let found = self.flying.remove(&token);
+        let completed = found.and_then(|(index, number)| {
+            let op = self.streams[index].as_mut()?.complete(now, number)?;
+            Some((index, op))
+        });
+        let Some((index, op)) = completed else {
+            self.stats.unknown_completions += 1;
+            return;
+        };
+        self.stats.completed[op.phase.index()] += 1;
+        self.stats.completed_solo_ns[op.phase.index()] += op.solo;
+        self.policy.completed(now, index, &op, &mut self.stats);
+        self.work.push(index);
+        self.settle(now);
+    }
+
+    /// The gateway says something about a request. Hints only refine: without them, or once their lease has run out,
+    /// targets come from the policy's configuration.
+    pub fn hint(&mut self, now: Nanos, session: u64, hint: &HintInput) {
+        let now = self.advance(now);
+        if self.sessions.contains_key(&session) {
+            self.policy.hint(now, session, hint, &mut self.stats);
+        }
+    }
+
     /// Decides what starts now; appends to `out`.
-    pub fn step(&mut self, now: Nanos, out: &mut Vec<Action>) {}
-    /// When [`Dispatcher::step`] must run again at the latest, with no other input: a hold-back ends then.
+    pub fn step(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let now = self.advance(now);
+        self.stats.done += self.done.len() as u64;
+        out.extend(self.done.drain(..).map(|token| Action::Done { token }));
+        loop {
+            let board = Board { ready: &self.ready, streams: &self.streams, in_flight: self.flying.len() };
+            let Some(choice) = self.policy.choose(now, &board, &mut self.stats) else { break };
+            if !self.submit(now, choice, out) {
+                debug_assert!(false, "the policy chose a stream that is not ready");
+                break;
+            }
+        }
+        self.hold_the_rest(now);
+    }
+
+    /// When [`Dispatcher::step`] must run again at the latest, with no other input: a hold-back wants to be looked at.
     pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
-        None
+        self.wake.map(|at| at.max(now))
     }
-    /// No waiter can be answered before this time; `None` without a waiter.
-    pub fn earliest_release(&self, now: Nanos) -> Option<Nanos> {
-        None
+
+    /// Changes the policy. Queued and running work is kept; what the old policy had learnt is not.
+    pub fn set_policy(&mut self, config: PolicyConfig) {
+        self.config = config;
+        self.policy = policy::build(&config, self.limits.requests_per_session_max);
+        for (index, stream) in self.streams.iter().enumerate() {
+            let Some(stream) = stream else { continue };
+            self.policy.opened(index, &info(stream));
+            for (op, in_flight) in stream.ops() {
+                self.policy.pushed(op.pushed, index, op);
+                if in_flight {
+                    self.policy.submitted(self.now, index, op);
+                }
+            }
+        }
+        for index in 0..self.streams.len() {
+            self.refresh(self.now, index);
+        }
     }
-    /// Changes the policy; queued and running work is kept.
-    pub fn set_policy(&mut self, policy: PolicyConfig) {
-        self.policy = policy;
-    }
+
     /// The policy in force.
     pub fn policy(&self) -> &PolicyConfig {
-        &self.policy
+        &self.config
     }
+
     /// Counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
+
     /// Operators that the device holds.
     pub fn in_flight(&self) -> usize {
-        0
+        self.flying.len()
     }
-    /// Items queued, not counting those in flight.
+
+    /// Entries of all queues, operators in flight included.
     pub fn queued(&self) -> usize {
-        0
+        self.items
     }
+
+    /// Streams whose next operator waits although it could be submitted: reason and since when.
+    pub fn held(&self) -> impl Iterator<Item = (StreamKey, HoldReason, Nanos)> {
+        self.ready.iter().filter_map(|&i| {
+            let stream = self.streams[i].as_ref()?;
+            stream.held.map(|h| (stream.key, h.reason, h.since))
+        })
+    }
+
+    fn advance(&mut self, now: Nanos) -> Nanos {
+        self.now = self.now.max(now);
+        self.now
+    }
+
+    fn submit(&mut self, now: Nanos, choice: policy::Choice, out: &mut Vec<Action>) -> bool {
+        let index = choice.stream;
+        let Some(stream) = self.streams.get_mut(index).and_then(Option::as_mut).filter(|s| s.ready_at.is_some()) else {
+            return false;
+        };
+        let key = stream.key;
+        if choice.expired
+            && let Some(held) = stream.held
+        {
+            self.stats.holds[held.reason.index()].expired += 1;
+        }
+        let Some((op, number)) = stream.submit(now) else { return false };
+        self.end_hold(now, index, op.phase);
+        self.unready(now, index);
+        self.flying.insert(op.token, (index, number));
+        self.stats.submitted[op.phase.index()] += 1;
+        out.push(Action::Submit { token: op.token, stream: key });
+        self.policy.submitted(now, index, &op);
+        self.work.push(index);
+        self.settle(now);
+        true
+    }
+
+    /// Notes why each ready stream waits, and when to look again.
+    fn hold_the_rest(&mut self, now: Nanos) {
+        self.wake = None;
+        for i in 0..self.ready.len() {
+            let index = self.ready[i];
+            let Some(state) = self.streams[index].as_ref() else { continue };
+            let Some(op) = state.next_op() else { continue };
+            let phase = op.phase;
+            let hold = self.policy.hold(now, &policy::Candidate { stream: index, state, op });
+            if let Some(until) = hold.until {
+                // Something that is due already is looked at a little later, not at once and forever.
+                let until = until.max(now + 1);
+                self.wake = Some(self.wake.map_or(until, |w| w.min(until)));
+            }
+            if state.held.is_none_or(|h| h.reason != hold.reason) {
+                self.end_hold(now, index, phase);
+                if let Some(stream) = self.streams[index].as_mut() {
+                    stream.held = Some(Held { reason: hold.reason, since: now });
+                }
+                self.stats.holds[hold.reason.index()].count += 1;
+            }
+        }
+    }
+
+    fn end_hold(&mut self, now: Nanos, index: usize, phase: Phase) {
+        let Some(held) = self.streams[index].as_mut().and_then(|s| s.held.take()) else { return };
+        let ns = now - held.since;
+        let stats = &mut self.stats.holds[held.reason.index()];
+        stats.total_ns += ns;
+        stats.longest_ns = stats.longest_ns.max(ns);
+        self.stats.held_ns[phase.index()] += ns;
+    }
+
+    /// Moves every stream in `work`, and every stream that this releases, as far as it goes without the device.
+    fn settle(&mut self, now: Nanos) {
+        while let Some(index) = self.work.pop() {
+            self.settle_stream(now, index);
+            self.refresh(now, index);
+            self.free_if_drained(index);
+        }
+    }
+
+    fn settle_stream(&mut self, now: Nanos, index: usize) {
+        loop {
+            let Some(stream) = self.streams[index].as_mut() else { return };
+            if let Some(entry) = stream.retire() {
+                let key = stream.key;
+                if !stream.dead {
+                    self.items -= 1;
+                    if let Some(session) = self.sessions.get_mut(&key.session) {
+                        session.items -= 1;
+                    }
+                }
+                self.retired(now, index, entry);
+                continue;
+            }
+            match stream.next() {
+                None | Some(Entry::Op { .. }) => return,
+                Some(&Entry::Wait { mark }) => {
+                    if stream.blocked_on == Some(mark) && self.events.mark(mark).is_some() {
+                        return;
+                    }
+                    if self.events.block(mark, index) {
+                        stream.blocked_on = Some(mark);
+                        return;
+                    }
+                    stream.blocked_on = None;
+                    stream.pass();
+                }
+                Some(_) => stream.pass(),
+            }
+        }
+    }
+
+    /// An entry has left its stream: everything before it has completed.
+    fn retired(&mut self, now: Nanos, index: usize, entry: Entry) {
+        match entry {
+            Entry::Op { .. } | Entry::Wait { .. } => return,
+            Entry::Record { mark } => self.release(mark, Some(now)),
+            Entry::Notify { token } => {
+                self.done.push(token);
+                if let Some(stream) = self.streams[index].as_mut() {
+                    stream.waiters.pop_front();
+                    if stream.waiters.is_empty() {
+                        self.awaited.retain(|&s| s != index);
+                    }
+                }
+            }
+            Entry::Fence { fence } => {
+                let reached = self.fences.get_mut(&fence).is_some_and(|f| {
+                    f.left -= 1;
+                    f.after.retain(|&(s, _)| s != index);
+                    f.left == 0
+                });
+                if reached && let Some(f) = self.fences.remove(&fence) {
+                    self.done.push(f.token);
+                }
+            }
+        }
+        self.policy.boundary(now, index, &mut self.stats);
+    }
+
+    /// A record has completed (`time`) or never will: whoever waits for it goes on.
+    fn release(&mut self, mark: stream::MarkId, time: Option<Nanos>) {
+        if let Some(mark) = self.events.complete(mark, time) {
+            self.done.extend(mark.tokens);
+            self.work.extend(mark.streams);
+        }
+    }
+
+    fn window(&self, stream: &Stream) -> u32 {
+        let mean = stream.mean_solo();
+        let configured = match self.limits.window {
+            Window::Fixed(n) => n,
+            Window::Adaptive { handoff, max } => {
+                let hidden = (handoff as f64 / mean.max(1.0)).ceil();
+                (hidden as u32).saturating_add(1).min(max)
+            }
+        };
+        let phase = stream.next_op().map_or(Phase::Unknown, |op| op.phase);
+        self.policy.window(phase, mean, configured.max(1))
+    }
+
+    /// Puts a stream on the list of ready ones or takes it off.
+    fn refresh(&mut self, now: Nanos, index: usize) {
+        let Some(stream) = self.streams[index].as_ref() else { return };
+        let ready = !stream.dead && stream.next_op().is_some() && stream.in_flight < self.window(stream);
+        match (ready, stream.ready_at) {
+            (true, None) => {
+                let at = self.ready.len();
+                self.ready.push(index);
+                if let Some(stream) = self.streams[index].as_mut() {
+                    stream.ready_at = Some(at);
+                    stream.ready_since = now;
+                }
+            }
+            (false, Some(_)) => self.unready(now, index),
+            _ => {}
+        }
+    }
+
+    fn unready(&mut self, now: Nanos, index: usize) {
+        let Some(at) = self.streams[index].as_mut().and_then(|s| s.ready_at.take()) else { return };
+        self.end_hold(now, index, Phase::Unknown);
+        self.ready.swap_remove(at);
+        if let Some(&moved) = self.ready.get(at)
+            && let Some(stream) = self.streams[moved].as_mut()
+        {
+            stream.ready_at = Some(at);
+        }
+    }
+
+    fn free_if_drained(&mut self, index: usize) {
+        let drained = self.streams[index].as_ref().is_some_and(|s| s.is_empty() && (s.closing || s.dead));
+        if !drained {
+            return;
+        }
+        if let Some(stream) = self.streams[index].take() {
+            if let Some(session) = self.sessions.get_mut(&stream.key.session) {
+                session.streams.retain(|&s| s != index);
+            }
+            self.policy.closed(index);
+            self.free.push(index);
+        }
+    }
+}
+
+fn info(stream: &Stream) -> StreamInfo {
+    StreamInfo { session: stream.key.session, weight: stream.weight, priority: stream.session_priority }
 }

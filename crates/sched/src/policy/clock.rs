@@ -1,0 +1,248 @@
+//! Steps of a stream, and when its next token is due.
+//!
+//! An engine runs a model step as a stretch of operators that ends where the host looks: a synchronisation, a record, a
+//! read-back. The dispatcher reports such points as boundaries. Not every boundary ends a step (allocators record
+//! events, samplers read back twice), so a stretch counts as a step only if it holds a fair part of the work of the
+//! steps before; after an idle gap it counts without a boundary.
+//!
+//! A decoding stream owes a token every τ, counted from its first step; each step pays one. Work done early is credit,
+//! work done late is debt, both bounded, so that one lucky or unlucky stretch does not decide the next second.
+
+use crate::Nanos;
+
+/// Part of the mean step's work below which a boundary does not end a step.
+const STEP_PART_MIN: f64 = 0.4;
+/// How much a refused boundary lowers the mean, so that steps which really became smaller are seen after a few.
+const REFUSED_DECAY: f64 = 0.9;
+/// Weight of the newest step in the mean.
+const NEWEST: f64 = 0.3;
+/// A stream without work for so long has ended its step even if no boundary said so.
+const IDLE_GAP: Nanos = 1_000_000;
+/// Bounds of measured over predicted step time that predictions are scaled by.
+const TRIM: (f64, f64) = (0.5, 4.0);
+
+/// A step that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StepEnd {
+    pub began: Nanos,
+    pub ended: Nanos,
+}
+
+/// Bookkeeping of one stream's steps of one phase.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StepClock {
+    /// When the open step's first operator was pushed.
+    open: Option<Nanos>,
+    /// Predicted time of its operators completed, and of those queued or in flight.
+    done: Nanos,
+    pending: Nanos,
+    empty_since: Nanos,
+    mean_work: Option<f64>,
+    /// Measured over predicted step time.
+    trim: f64,
+    /// The open step ran undisturbed so far, so that its duration says something about the prediction.
+    clean: bool,
+}
+
+impl StepClock {
+    /// When the open step began.
+    pub fn open(&self) -> Option<Nanos> {
+        self.open
+    }
+
+    /// True between a step's first completed operator and its end.
+    pub fn under_way(&self) -> bool {
+        self.open.is_some() && self.done > 0
+    }
+
+    /// Time alone that the open step still needs.
+    pub fn remaining(&self) -> Nanos {
+        if self.open.is_none() {
+            return 0;
+        }
+        let expected = self.mean_work.unwrap_or(0.0).max((self.done + self.pending) as f64);
+        let left = (expected - self.done as f64).max(self.pending as f64);
+        (left * if self.trim > 0.0 { self.trim } else { 1.0 }) as Nanos
+    }
+
+    /// Somebody else ran beside the open step, or it was held back.
+    pub fn disturb(&mut self) {
+        self.clean = false;
+    }
+
+    /// An operator was queued. Answers the step that a long idle gap has ended before it.
+    pub fn pushed(&mut self, now: Nanos, solo: Nanos) -> Option<StepEnd> {
+        let idle = self.pending == 0 && self.open.is_some() && now.saturating_sub(self.empty_since) >= IDLE_GAP;
+        let ended = if idle { self.end(self.empty_since) } else { None };
+        if self.open.is_none() {
+            self.begin(now);
+        }
+        self.pending += solo;
+        ended
+    }
+
+    /// A queued operator will never run.
+    pub fn dropped(&mut self, solo: Nanos) {
+        self.pending = self.pending.saturating_sub(solo);
+    }
+
+    /// An operator completed.
+    pub fn completed(&mut self, now: Nanos, solo: Nanos) {
+        self.pending = self.pending.saturating_sub(solo);
+        self.done += solo;
+        if self.pending == 0 {
+            self.empty_since = now;
+        }
+    }
+
+    /// The host can look at what has completed so far.
+    pub fn boundary(&mut self, now: Nanos) -> Option<StepEnd> {
+        let ended = self.end(now)?;
+        if self.pending > 0 {
+            // The host is a step ahead: the next one is queued already.
+            self.begin(now);
+        }
+        Some(ended)
+    }
+
+    fn begin(&mut self, now: Nanos) {
+        self.open = Some(now);
+        self.done = 0;
+        self.clean = true;
+    }
+
+    fn end(&mut self, now: Nanos) -> Option<StepEnd> {
+        let began = self.open?;
+        let done = self.done as f64;
+        if self.done == 0 {
+            return None;
+        }
+        match &mut self.mean_work {
+            Some(mean) if done < STEP_PART_MIN * *mean => {
+                *mean *= REFUSED_DECAY;
+                return None;
+            }
+            Some(mean) => *mean += NEWEST * (done - *mean),
+            None => self.mean_work = Some(done),
+        }
+        if self.clean {
+            let measured = ((now - began) as f64 / done).clamp(TRIM.0, TRIM.1);
+            self.trim = if self.trim > 0.0 { self.trim + NEWEST * (measured - self.trim) } else { measured };
+        }
+        self.open = None;
+        Some(StepEnd { began, ended: now })
+    }
+}
+
+/// When a decoding stream's next token is due.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TokenClock {
+    due: Option<Nanos>,
+    last: Nanos,
+}
+
+impl TokenClock {
+    /// The next token's due time.
+    pub fn due(&self) -> Option<Nanos> {
+        self.due
+    }
+
+    /// A step begins. After an idle stretch longer than the credit bound nobody is waiting any more: the schedule starts
+    /// anew.
+    pub fn begin(&mut self, now: Nanos, tau: Nanos, bound: Nanos) {
+        if self.due.is_none() || now.saturating_sub(self.last) > bound {
+            self.due = Some(now + tau);
+        }
+    }
+
+    /// A step has ended: its token is out. Answers whether that was late.
+    pub fn token(&mut self, now: Nanos, tau: Nanos, bound: Nanos) -> bool {
+        let due = self.due.unwrap_or(now + tau);
+        self.due = Some((due + tau).clamp(now.saturating_sub(bound), now + bound));
+        self.last = now;
+        now > due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Nanos = 1_000_000;
+
+    #[test]
+    fn a_boundary_within_a_step_does_not_end_it() {
+        let mut clock = StepClock::default();
+        let mut now = 0;
+        let mut run = |clock: &mut StepClock, ms: u64| {
+            clock.pushed(now, ms * MS);
+            now += ms * MS;
+            clock.completed(now, ms * MS);
+            clock.boundary(now).map(|s| (s.ended - s.began) / MS)
+        };
+        assert_eq!(run(&mut clock, 10), Some(10), "the first step sets the measure");
+        assert_eq!(run(&mut clock, 2), None, "an allocator's record");
+        assert_eq!(run(&mut clock, 8), Some(10));
+        // Steps that really became small count again after a while.
+        let counted = (0..10).filter(|_| run(&mut clock, 2).is_some()).count();
+        assert!(counted >= 3, "{counted} of 10");
+    }
+
+    #[test]
+    fn remaining_work_is_what_steps_usually_take() {
+        let mut clock = StepClock::default();
+        clock.pushed(0, 10 * MS);
+        assert_eq!(clock.remaining(), 10 * MS, "nothing known but what is queued");
+        clock.completed(10 * MS, 10 * MS);
+        clock.boundary(10 * MS);
+        assert_eq!(clock.remaining(), 0, "no step is open");
+        clock.pushed(11 * MS, MS);
+        assert_eq!(clock.remaining(), 10 * MS, "one of ten milliseconds is queued so far");
+        clock.completed(12 * MS, MS);
+        assert_eq!(clock.remaining(), 9 * MS);
+    }
+
+    #[test]
+    fn measured_steps_trim_the_prediction_unless_disturbed() {
+        for (disturbed, want) in [(false, 20 * MS), (true, 10 * MS)] {
+            let mut clock = StepClock::default();
+            clock.pushed(0, 10 * MS);
+            if disturbed {
+                clock.disturb();
+            }
+            clock.completed(20 * MS, 10 * MS);
+            clock.boundary(20 * MS);
+            clock.pushed(20 * MS, 10 * MS);
+            assert_eq!(clock.remaining(), want, "disturbed: {disturbed}");
+        }
+    }
+
+    #[test]
+    fn an_idle_gap_ends_a_step_without_a_boundary() {
+        let mut clock = StepClock::default();
+        assert_eq!(clock.pushed(0, MS), None);
+        clock.completed(MS, MS);
+        assert_eq!(clock.pushed(MS + IDLE_GAP / 2, MS), None);
+        clock.completed(3 * MS, MS);
+        assert_eq!(clock.pushed(3 * MS + IDLE_GAP, MS), Some(StepEnd { began: 0, ended: 3 * MS }));
+    }
+
+    #[test]
+    fn credit_and_debt_are_bounded() {
+        let (tau, bound) = (50 * MS, 100 * MS);
+        let mut clock = TokenClock::default();
+        clock.begin(0, tau, bound);
+        assert_eq!(clock.due(), Some(tau));
+        // Ten tokens in quick succession: two intervals of credit, not ten.
+        for i in 1..=10 {
+            assert!(!clock.token(i * MS, tau, bound));
+        }
+        assert_eq!(clock.due(), Some(10 * MS + bound));
+        // A token that is a second late leaves two intervals of debt, not twenty.
+        assert!(clock.token(1_000 * MS, tau, bound));
+        assert_eq!(clock.due(), Some(1_000 * MS - bound));
+        // After a pause the schedule starts anew.
+        clock.begin(5_000 * MS, tau, bound);
+        assert_eq!(clock.due(), Some(5_050 * MS));
+    }
+}
