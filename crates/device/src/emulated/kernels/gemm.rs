@@ -5,10 +5,11 @@
 //! depends on nothing but the length of the sum: not on the number of rows or columns, the layout of either matrix,
 //! blocking, or threads. So a token gives the same bits alone, in a batch, and in a chunk of its prompt.
 //!
-//! Own code instead of a general library for two reasons. A decode step multiplies one or a few rows with a large
-//! matrix, where repacking the matrix (as blocked libraries do for any size) costs several times the product itself;
-//! here weights whose rows are contiguous are read in place, 16-bit ones included. And libraries that avoid the
-//! repacking for small batches sum in another order there.
+//! Own code instead of a general library (`matrixmultiply` was measured): a decode step multiplies one or a few rows with
+//! a large matrix, where repacking the matrix, as blocked libraries do for any size, costs many times the product itself.
+//! Here weights whose rows are contiguous are read in place, 16-bit ones included: 19 times faster for one row, 4 times
+//! for eight, on a par around a hundred, half as fast for many hundreds. Two codes, one for each end, would sum in
+//! different orders and give up the invariance.
 //!
 //! Cost: an inner loop ([`simd::dots`]) of 4×3 tiles of eight lanes, under one load a multiply-add; weights pass through the
 //! second-level cache in chunks of [`PANEL_BYTES`].
