@@ -350,22 +350,15 @@ impl Client {
             if try_push()? {
                 return Ok(());
             }
-            self.ring_if_asleep();
             room.sleep(ticket);
         }
     }
 
     /// After a publish: lets go of the lock and wakes the consumer if it sleeps.
     fn published(&self, post: MutexGuard<'_, Post>) {
+        let must_ring = post.producer.must_ring();
         drop(post);
-        // Pairs with the fence in `ServerSession::prepare_sleep`.
-        fence(Ordering::SeqCst);
-        self.ring_if_asleep();
-    }
-
-    fn ring_if_asleep(&self) {
-        let sleeping = self.shared.sleeping();
-        if sleeping.load(Ordering::Relaxed) != 0 && sleeping.swap(0, Ordering::Relaxed) != 0 {
+        if must_ring {
             ring_fd(&self.bell);
         }
     }

@@ -266,15 +266,12 @@ impl ServerSession {
 
     /// Asks the client to ring from now on. True if records are pending: then do not sleep (and cancel).
     pub fn prepare_sleep(&self) -> bool {
-        self.replier.shared.sleeping().store(1, Ordering::Relaxed);
-        // Pairs with the fence after the client's publish: it sees the flag or we see its record.
-        fence(Ordering::SeqCst);
-        self.consumer.has_pending()
+        self.consumer.prepare_sleep()
     }
 
     /// The dispatch thread is awake: the client need not ring.
     pub fn cancel_sleep(&self) {
-        self.replier.shared.sleeping().store(0, Ordering::Relaxed);
+        self.consumer.cancel_sleep();
     }
 
     /// Ends the session for the client: whatever it waits for returns `Lost` now.

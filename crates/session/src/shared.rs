@@ -117,11 +117,6 @@ impl Shared {
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset as usize).cast::<AtomicU64>(), len) }
     }
 
-    /// 1 while the consumer sleeps.
-    pub(crate) fn sleeping(&self) -> &AtomicU32 {
-        self.word32(SLEEPING)
-    }
-
     /// Where a producer waits for room in the ring.
     pub(crate) fn room(&self) -> Gate<'_> {
         Gate { count: self.word32(ROOM), waiting: self.word32(ROOM + 4) }
@@ -217,6 +212,11 @@ impl Memory for Ring {
     #[inline]
     fn tail(&self) -> &AtomicU64 {
         &self.0.words64(TAIL, 1)[0]
+    }
+
+    #[inline]
+    fn sleeping(&self) -> &AtomicU64 {
+        &self.0.words64(SLEEPING, 1)[0]
     }
 
     #[inline]

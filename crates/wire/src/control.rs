@@ -163,8 +163,9 @@ impl Layout {
         let ring = self.ring_bytes;
         range(ring.is_power_of_two() && (4096..=RING_BYTES_MAX).contains(&ring), "ring bytes", ring.into())?;
         let block = u64::from(self.staging_block_bytes);
-        range(block.is_multiple_of(PAGE_BYTES), "staging block bytes", block)?;
-        range(self.staging_blocks <= STAGING_BLOCKS_MAX, "staging blocks", self.staging_blocks.into())?;
+        range(block > 0 && block.is_multiple_of(PAGE_BYTES), "staging block bytes", block)?;
+        let blocks = self.staging_blocks;
+        range((1..=STAGING_BLOCKS_MAX).contains(&blocks), "staging blocks", blocks.into())?;
         range((1..=REPLY_SLOTS_MAX).contains(&self.reply_slots), "reply slots", self.reply_slots.into())?;
         let arena = self.arena_bytes;
         range(arena.is_multiple_of(PAGE_BYTES) && arena <= ARENA_BYTES_MAX, "arena bytes", arena)?;
@@ -335,5 +336,132 @@ pub fn refuse_signatures(theirs: u64, ours: u64) -> Refuse {
             "the client library has operator table {theirs:#018x}, this daemon has {ours:#018x}; start the application \
              with the libraries that were built with this daemon (`vnpu run` of the same release)"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hello() -> Hello {
+        Hello {
+            version: PROTOCOL_VERSION,
+            signatures_digest: 0x1234,
+            pid: 42,
+            va_base: 0x7000_0000_0000,
+            va_len: 1 << 40,
+            process_name: "python3".into(),
+        }
+    }
+
+    fn welcome() -> Welcome {
+        Welcome {
+            session: 3,
+            epoch: 99,
+            device_index: 1,
+            hbm_bytes: 64 << 30,
+            soc_name: "Ascend910B3".into(),
+            layout: Layout::default(),
+        }
+    }
+
+    #[test]
+    fn messages_survive_and_every_cut_is_refused() {
+        let hello = hello();
+        assert_eq!(Hello::decode(&hello.encode()), Ok(Greeting::Hello(hello.clone())));
+        let answers =
+            [Answer::Welcome(welcome()), Answer::Refuse(refuse_version(7)), Answer::Refuse(refuse_signatures(1, 2))];
+        for answer in &answers {
+            assert_eq!(Answer::decode(&answer.encode()).as_ref(), Ok(answer));
+        }
+        for bytes in [hello.encode(), answers[0].encode(), answers[1].encode()] {
+            for len in 0..bytes.len() {
+                assert!(Hello::decode(&bytes[..len]).is_err(), "cut at {len}");
+                assert!(Answer::decode(&bytes[..len]).is_err(), "cut at {len}");
+            }
+        }
+        let long = [hello.encode(), vec![0]].concat();
+        assert_eq!(Hello::decode(&long), Err(DecodeError::Trailing(1)));
+    }
+
+    #[test]
+    fn another_version_is_told_apart_from_nonsense() {
+        let other = Hello { version: PROTOCOL_VERSION + 1, ..hello() }.encode();
+        // A later version may have other fields: only the opening is read.
+        assert_eq!(Hello::decode(&other[..16]), Ok(Greeting::OtherVersion(PROTOCOL_VERSION + 1)));
+        assert!(Hello::decode(b"GET / HTTP/1.1\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn refusals_of_any_version_are_readable_and_say_both_sides() {
+        let mut bytes = Answer::Refuse(refuse_version(7)).encode();
+        bytes[8..12].copy_from_slice(&(PROTOCOL_VERSION + 5).to_le_bytes());
+        let Ok(Answer::Refuse(refuse)) = Answer::decode(&bytes) else { panic!("not readable") };
+        assert_eq!(refuse.code, RefuseCode::Version);
+        assert!(
+            refuse.message.contains("protocol 7,") && refuse.message.contains(&format!("speaks {PROTOCOL_VERSION};"))
+        );
+        assert!(refuse.message.contains("vnpu run"));
+        let message = refuse_signatures(0xabc, 0xdef).message;
+        assert!(message.contains("0xabc") || message.contains("0x0000000000000abc"), "{message}");
+    }
+
+    #[test]
+    fn address_ranges_that_make_no_sense_are_refused() {
+        for (va_base, va_len) in
+            [(0, 4096), (4096, 0), (4097, 4096), (4096, 1), (u64::MAX - 4095, 8192), (4096, 1 << 57)]
+        {
+            assert!(Hello::decode(&Hello { va_base, va_len, ..hello() }.encode()).is_err(), "{va_base:#x}+{va_len:#x}");
+        }
+    }
+
+    #[test]
+    fn layouts_are_checked_and_their_parts_do_not_overlap() {
+        let good = Layout::default();
+        let small = Layout {
+            ring_bytes: 4096,
+            arena_bytes: 4096,
+            staging_block_bytes: 4096,
+            staging_blocks: 1,
+            reply_slots: 1,
+        };
+        for layout in [good, small] {
+            layout.check().unwrap();
+            let o = layout.offsets();
+            assert!(o.staging_states >= PAGE_BYTES);
+            assert!(o.replies >= o.staging_states + u64::from(layout.staging_blocks) * 8);
+            assert!(o.ring >= o.replies + u64::from(layout.reply_slots) * SLOT_WORDS as u64 * 8);
+            assert!(o.arena >= o.ring + u64::from(layout.ring_bytes));
+            assert_eq!(o.total, o.arena + layout.arena_bytes);
+            assert!([o.staging_states, o.replies, o.ring, o.arena].iter().all(|v| v.is_multiple_of(PAGE_BYTES)));
+        }
+        for bad in [
+            Layout { ring_bytes: 0, ..good },
+            Layout { ring_bytes: 12_288, ..good },
+            Layout { ring_bytes: RING_BYTES_MAX * 2, ..good },
+            Layout { arena_bytes: 1, ..good },
+            Layout { arena_bytes: ARENA_BYTES_MAX + PAGE_BYTES, ..good },
+            Layout { arena_bytes: 4096, ..good },
+            Layout { staging_block_bytes: 0, ..good },
+            Layout { staging_block_bytes: 5000, ..good },
+            Layout { staging_blocks: 0, ..good },
+            Layout { staging_blocks: STAGING_BLOCKS_MAX + 1, staging_block_bytes: 4096, ..good },
+            Layout { reply_slots: 0, ..good },
+            Layout { reply_slots: REPLY_SLOTS_MAX + 1, ..good },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+            let bytes = Answer::Welcome(Welcome { layout: bad, ..welcome() }).encode();
+            assert!(Answer::decode(&bytes).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_messages_never_panic(kind in 0u32..5, version in 0u32..3, rest in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = begin(kind, version);
+            bytes.extend(rest);
+            crate::testing::check_control(&bytes);
+        }
     }
 }

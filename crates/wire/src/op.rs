@@ -386,3 +386,122 @@ fn take_bool(r: &mut Reader<'_>) -> Result<bool, DecodeError> {
         v => Err(DecodeError::Unknown { what: "bool", value: u64::from(v) }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use acl_abi::{SIGNATURES, ops};
+
+    fn body(call: &OpCall) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_op(call, &mut out).unwrap();
+        out
+    }
+
+    fn tensor(dims: &[i64]) -> TensorDesc {
+        TensorDesc::contiguous(0x1000, DataType::BF16, dims)
+    }
+
+    #[test]
+    fn tensors_take_the_bytes_they_need() {
+        let t = tensor(&[2, 3, 4]);
+        let cases = [
+            ("contiguous", t, 22),
+            ("no dimensions", tensor(&[]), 10),
+            ("empty", tensor(&[0, 7]), 18),
+            ("offset", TensorDesc { offset: -1, ..t }, 30),
+            ("format", TensorDesc { format: 29, ..t }, 26),
+            ("transposed", TensorDesc { strides: [1, 2, 6, 0, 0, 0, 0, 0], ..t }, 34),
+            ("backwards", TensorDesc { strides: [12, 4, -1, 0, 0, 0, 0, 0], ..t }, 58),
+            ("huge", tensor(&[1 << 40, 3, 4]), 34),
+            ("odd stride of a size 1", TensorDesc { strides: [7, 1, 0, 0, 0, 0, 0, 0], ..tensor(&[1, 3]) }, 26),
+            ("eight dimensions", tensor(&[1; 8]), 42),
+        ];
+        for (what, t, bytes) in cases {
+            let mut call = OpCall::new(ops::aclnnAbs);
+            call.push_tensor(Some(t)).push_tensor(None);
+            let encoded = body(&call);
+            assert_eq!(encoded.len(), 2 + bytes + 1, "{what}");
+            let mut back = OpCall::new(ops::aclnnMatmul);
+            decode_op(&encoded, &mut back).unwrap();
+            assert_eq!(back, call, "{what}");
+        }
+    }
+
+    #[test]
+    fn calls_that_do_not_fit_are_refused_by_name() {
+        let t = tensor(&[4]);
+        let case = |f: &dyn Fn(&mut OpCall)| {
+            let mut call = OpCall::new(ops::aclnnArgMax);
+            call.push_tensor(Some(t)).push(Arg::Int(-1)).push(Arg::Bool(true)).push_tensor(Some(t));
+            f(&mut call);
+            let mut out = vec![1];
+            let error = encode_op(&call, &mut out).unwrap_err();
+            assert_eq!(out, [1], "nothing was written");
+            error.to_string()
+        };
+        assert_eq!(case(&|c| c.args.truncate(3)), "aclnnArgMax: 3 arguments where the signature has 4");
+        assert_eq!(
+            case(&|c| c.args[1] = Arg::Float(1.0)),
+            "aclnnArgMax: parameter dim has an argument of the wrong kind"
+        );
+        assert_eq!(
+            case(&|c| c.args[0] = Arg::Tensor(9)),
+            "aclnnArgMax: parameter self: its entries lie outside the call"
+        );
+        assert_eq!(case(&|c| c.tensors[0].dims[0] = -4), "aclnnArgMax: parameter self: a tensor has a size below zero");
+        assert_eq!(case(&|c| c.tensors[0].ndim = 9), "aclnnArgMax: parameter self: a tensor has too many dimensions");
+    }
+
+    #[test]
+    fn integers_keep_to_their_c_type() {
+        for (kind, fits, does_not) in [
+            (Kind::I8, i64::from(i8::MIN), 128),
+            (Kind::I32, i64::from(i32::MAX), i64::from(i32::MIN) - 1),
+            (Kind::BoolArray, 1, 2),
+        ] {
+            let param = Param { name: "p", kind };
+            let mut call = OpCall::new(ops::aclnnAbs);
+            let arg = |call: &mut OpCall, v| {
+                call.clear(ops::aclnnAbs);
+                if kind == Kind::BoolArray {
+                    call.push_ints(Some(&[v]))
+                } else {
+                    call.push(Arg::Int(v))
+                };
+                call.args[0]
+            };
+            let mut out = Vec::new();
+            let good = arg(&mut call, fits);
+            put_arg(&call, &param, &good, &mut Used::default(), &mut out).unwrap();
+            let mut back = OpCall::new(ops::aclnnAbs);
+            assert_eq!(take_arg(kind, &mut Reader::new(&out), &mut back), Ok(good));
+            assert_eq!(back.ints, call.ints);
+            let bad = arg(&mut call, does_not);
+            assert!(put_arg(&call, &param, &bad, &mut Used::default(), &mut out).is_err(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn counts_alone_allocate_nothing() {
+        let op = SIGNATURES.iter().position(|s| s.params[0].kind == Kind::TensorList).unwrap() as u16;
+        let mut call = OpCall::new(ops::aclnnAbs);
+        for len in [1025u16, 1024, 65534] {
+            let bytes = [op.to_le_bytes(), len.to_le_bytes()].concat();
+            assert!(decode_op(&bytes, &mut call).is_err(), "{len}");
+            assert_eq!(call.tensors.capacity(), 0, "{len}");
+        }
+    }
+
+    #[test]
+    fn totals_are_limited() {
+        let param = Param { name: "p", kind: Kind::IntArray };
+        let mut call = OpCall::new(ops::aclnnAbs);
+        call.push_ints(Some(&vec![0; INTS_MAX]));
+        let mut used = Used::default();
+        put_arg(&call, &param, &call.args[0], &mut used, &mut Vec::new()).unwrap();
+        call.push_ints(Some(&[0]));
+        let error = put_arg(&call, &param, &call.args[1], &mut used, &mut Vec::new()).unwrap_err();
+        assert_eq!(error, EncodeError::TooMany { what: "array entries", count: INTS_MAX + 1, max: INTS_MAX });
+    }
+}

@@ -11,14 +11,17 @@
 //! - The consumer's position is private; the shared `head` is only told to the producer. A `tail` that moves back or
 //!   outruns the capacity, or a length that outruns `tail`, is a [`Violation`], after which the ring yields nothing more.
 //! - The producer's position is private too; a `head` that moves back or overtakes it is [`PushError::Corrupt`].
+//! - No wake-up is lost: after a publish the producer looks at `sleeping` ([`Producer::must_ring`]), after setting
+//!   `sleeping` the consumer looks at `tail` ([`Consumer::prepare_sleep`]), with a sequentially consistent fence between
+//!   write and look on both sides, so at least one of them sees the other.
 //!
-//! The ring never waits: who sleeps and who wakes is decided by `session`.
+//! The ring never waits itself: how to sleep and how to ring is `session`'s.
 //!
-//! Publication is checked by loom:
+//! Publication and wake-ups are checked by loom:
 //! `RUSTFLAGS="--cfg loom" cargo test -p wire --release --target-dir target/loom ring`
 
 use crate::RECORD_BYTES_MAX;
-use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
 use thiserror::Error;
 
 /// A shared 64-bit word.
@@ -27,10 +30,14 @@ pub trait Word {
     fn load(&self, order: Ordering) -> u64;
     /// Atomic store.
     fn store(&self, value: u64, order: Ordering);
+    /// Atomic exchange.
+    fn swap(&self, value: u64, order: Ordering) -> u64;
+    /// The fence that goes with these atomics.
+    fn fence(order: Ordering);
 }
 
 macro_rules! word {
-    ($atomic:ty) => {
+    ($atomic:ty, $fence:path) => {
         impl Word for $atomic {
             #[inline]
             fn load(&self, order: Ordering) -> u64 {
@@ -40,12 +47,20 @@ macro_rules! word {
             fn store(&self, value: u64, order: Ordering) {
                 <$atomic>::store(self, value, order);
             }
+            #[inline]
+            fn swap(&self, value: u64, order: Ordering) -> u64 {
+                <$atomic>::swap(self, value, order)
+            }
+            #[inline]
+            fn fence(order: Ordering) {
+                $fence(order);
+            }
         }
     };
 }
-word!(std::sync::atomic::AtomicU64);
+word!(std::sync::atomic::AtomicU64, std::sync::atomic::fence);
 #[cfg(loom)]
-word!(loom::sync::atomic::AtomicU64);
+word!(loom::sync::atomic::AtomicU64, loom::sync::atomic::fence);
 
 /// The memory of one ring, as one end sees it. Clones and other ends see the same words.
 pub trait Memory {
@@ -55,6 +70,8 @@ pub trait Memory {
     fn head(&self) -> &Self::Word;
     /// Words produced so far; written by the producer.
     fn tail(&self) -> &Self::Word;
+    /// 1 while the consumer sleeps and wants to be rung; set by the consumer, cleared by both.
+    fn sleeping(&self) -> &Self::Word;
     /// Records; a power of two of words, at least [`WORDS_MIN`], the same slice every time.
     fn words(&self) -> &[Self::Word];
 }
@@ -193,26 +210,30 @@ impl<M: Memory> Producer<M> {
         Ok(())
     }
 
+    /// After one or more pushes: true if the consumer sleeps and the caller must wake it. True once a sleep.
+    pub fn must_ring(&self) -> bool {
+        M::Word::fence(SeqCst);
+        let sleeping = self.memory.sleeping();
+        sleeping.load(Relaxed) != 0 && sleeping.swap(0, Relaxed) != 0
+    }
+
     /// True if nothing that was pushed is still unread, as far as the shared head tells.
     pub fn is_drained(&self) -> bool {
         self.memory.head().load(Acquire) == self.tail
     }
 }
 
-/// `bytes`, zero-padded, into the first words of `to`.
+/// `bytes`, zero-padded, into the first words of `to`, which has enough of them.
 #[inline]
 fn write_words<W: Word>(to: &[W], bytes: &[u8]) {
     let (full, rest) = bytes.as_chunks::<8>();
-    let mut to = to.iter();
-    for (word, chunk) in (&mut to).zip(full) {
+    for (word, chunk) in to.iter().zip(full) {
         word.store(u64::from_le_bytes(*chunk), Relaxed);
     }
-    if !rest.is_empty()
-        && let Some(word) = to.next()
-    {
+    if !rest.is_empty() {
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
-        word.store(u64::from_le_bytes(last), Relaxed);
+        to[full.len()].store(u64::from_le_bytes(last), Relaxed);
     }
 }
 
@@ -252,6 +273,18 @@ impl<M: Memory> Consumer<M> {
     /// True if the producer published something not yet popped, or broke the protocol (the next pop tells).
     pub fn has_pending(&self) -> bool {
         self.memory.tail().load(Acquire) != self.head
+    }
+
+    /// Asks the producer to ring from now on. True if something is pending: then do not sleep.
+    pub fn prepare_sleep(&self) -> bool {
+        self.memory.sleeping().store(1, Relaxed);
+        M::Word::fence(SeqCst);
+        self.has_pending()
+    }
+
+    /// The consumer is awake: the producer need not ring.
+    pub fn cancel_sleep(&self) {
+        self.memory.sleeping().store(0, Relaxed);
     }
 
     /// Copies the next record into `into` (its contents are replaced, its allocation kept) and gives its room back.
@@ -301,5 +334,152 @@ impl<M: Memory> Consumer<M> {
 fn read_words<W: Word>(from: &[W], to: &mut [[u8; 8]]) {
     for (word, chunk) in from.iter().zip(to) {
         *chunk = word.load(Relaxed).to_le_bytes();
+    }
+}
+
+#[cfg(all(test, loom))]
+#[path = "ring_loom.rs"]
+mod loom_tests;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing::{HeapRing, check_ring};
+    use proptest::prelude::*;
+
+    fn ring(words: usize, position: u64) -> (Producer<HeapRing>, Consumer<HeapRing>, HeapRing) {
+        let memory = HeapRing::new(words, position);
+        (Producer::starting_at(memory.clone(), position), Consumer::starting_at(memory.clone(), position), memory)
+    }
+
+    #[test]
+    fn records_wrap_anywhere_and_positions_run_free() {
+        for position in (0..16).chain(u64::MAX - 20..=u64::MAX) {
+            let (mut producer, mut consumer, _) = ring(16, position);
+            let mut got = Vec::new();
+            for len in (0..=56).chain(0..=56) {
+                let record: Vec<u8> = (0..len).map(|i| i ^ 0x5a).collect();
+                producer.try_push(&record).unwrap();
+                assert_eq!(consumer.pop(&mut got), Ok(true));
+                assert_eq!(got, record, "length {len} from position {position}");
+                assert_eq!(consumer.pop(&mut got), Ok(false));
+            }
+            assert!(producer.is_drained());
+        }
+    }
+
+    #[test]
+    fn full_ring_rejects_push_and_takes_it_later() {
+        let (mut producer, mut consumer, _) = ring(8, 0);
+        for i in 0..4 {
+            producer.try_push(&[i; 8]).unwrap();
+        }
+        assert_eq!(producer.try_push(&[9]), Err(PushError::Full));
+        let mut got = Vec::new();
+        assert_eq!(consumer.pop(&mut got), Ok(true));
+        assert_eq!(got, [0; 8]);
+        producer.try_push(&[9]).unwrap();
+        assert_eq!(producer.try_push(&[]), Err(PushError::Full));
+    }
+
+    #[test]
+    fn record_longer_than_half_the_ring_never_fits() {
+        let (mut producer, ..) = ring(8, 0);
+        assert_eq!(producer.record_bytes_max(), 24);
+        producer.try_push(&[0; 24]).unwrap();
+        assert_eq!(producer.try_push(&[0; 25]), Err(PushError::TooLong { bytes: 25, max: 24 }));
+        let (producer, ..) = ring(1 << 19, 0);
+        assert_eq!(producer.record_bytes_max(), RECORD_BYTES_MAX);
+    }
+
+    #[test]
+    fn hostile_producer_is_a_violation() {
+        type Attack = fn(&HeapRing);
+        let attacks: [(&str, Attack); 5] = [
+            ("tail outruns the capacity", |m| m.tail().store(9 + 8 + 1, Relaxed)),
+            ("tail moves back", |m| m.tail().store(8, Relaxed)),
+            ("tail moves far back", |m| m.tail().store(0, Relaxed)),
+            ("record outruns the tail", |m| {
+                m.words()[1].store(9, Relaxed);
+                m.tail().store(11, Relaxed);
+            }),
+            ("record has an absurd length", |m| {
+                m.words()[1].store(u64::MAX, Relaxed);
+                m.tail().store(11, Relaxed);
+            }),
+        ];
+        for (what, attack) in attacks {
+            let (mut producer, mut consumer, memory) = ring(8, 8);
+            let mut got = Vec::new();
+            producer.try_push(&[]).unwrap();
+            assert_eq!(consumer.pop(&mut got), Ok(true));
+            attack(&memory);
+            assert!(consumer.has_pending(), "{what}");
+            assert!(consumer.pop(&mut got).is_err(), "{what}");
+            assert!(consumer.pop(&mut got).is_err(), "{what}: stays refused");
+            assert_eq!(memory.head().load(Relaxed), 9, "{what}: nothing was consumed");
+            assert!(got.capacity() <= 64, "{what}: nothing was allocated");
+        }
+    }
+
+    #[test]
+    fn hostile_consumer_is_noticed() {
+        for head in [1, 9, u64::MAX] {
+            let (mut producer, _, memory) = ring(8, 2);
+            for _ in 0..4 {
+                producer.try_push(&[1]).unwrap();
+            }
+            memory.head().store(head, Relaxed);
+            let want = if head == 9 { Ok(()) } else { Err(PushError::Corrupt { head, tail: 10 }) };
+            assert_eq!(producer.try_push(&[1]), want, "head {head}");
+        }
+    }
+
+    #[test]
+    fn consumer_is_rung_once_a_sleep() {
+        let (mut producer, mut consumer, _) = ring(8, 0);
+        producer.try_push(&[1]).unwrap();
+        assert!(!producer.must_ring(), "awake");
+        assert!(consumer.prepare_sleep(), "a record is pending");
+        consumer.cancel_sleep();
+        consumer.pop(&mut Vec::new()).unwrap();
+        assert!(!consumer.prepare_sleep());
+        producer.try_push(&[1]).unwrap();
+        assert!(producer.must_ring());
+        assert!(!producer.must_ring(), "rung already");
+    }
+
+    #[test]
+    fn two_threads_pass_everything_in_order() {
+        let (mut producer, mut consumer, _) = ring(64, u64::MAX - 100);
+        const COUNT: u64 = 200_000;
+        let writer = std::thread::spawn(move || {
+            for i in 0..COUNT {
+                let record = [i.to_le_bytes(), (!i).to_le_bytes()].concat();
+                let record = &record[..8 + (i % 9) as usize];
+                while producer.try_push(record) == Err(PushError::Full) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let (mut got, mut next) = (Vec::new(), 0u64);
+        while next < COUNT {
+            if consumer.pop(&mut got).unwrap() {
+                assert_eq!(got.len(), 8 + (next % 9) as usize);
+                assert_eq!(got[..8], next.to_le_bytes());
+                assert_eq!(got[8..], (!next).to_le_bytes()[..(next % 9) as usize]);
+                next += 1;
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        writer.join().unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn ring_agrees_with_a_queue_and_survives_hostile_words(script in prop::collection::vec(any::<u8>(), 0..400)) {
+            check_ring(&script);
+        }
     }
 }
