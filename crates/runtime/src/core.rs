@@ -167,6 +167,11 @@ impl Core {
         })
     }
 
+    /// Bounds.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The device.
     pub fn device(&self) -> &dyn Device {
         &*self.device
@@ -249,11 +254,18 @@ impl Core {
             self.completions = completions;
             self.time = target;
             progress |= self.step();
-            if next.is_none() && !progress {
+            // At `now`, go on only for a device that is through with what it was given in this moment. Results that a worker
+            // thread may finish meanwhile wait for the next call, or the rings would wait for the worker.
+            if next.is_none() && !(progress && self.device.next_completion().is_some_and(|t| t <= now)) {
                 break;
             }
         }
         self.retry_parked();
+    }
+
+    /// Calls of clients that have no answer yet.
+    pub fn calls_waiting(&self) -> usize {
+        self.items.with_reply() + self.parked.len()
     }
 
     /// When to call [`Core::advance`] next if no record arrives and no doorbell rings.

@@ -146,7 +146,7 @@ impl DeviceLoop {
 
     /// Takes records from every ring; true if there were any.
     fn drain(&mut self, now: Nanos) -> bool {
-        let records_max = self.core.limits.drain_records_max;
+        let records_max = self.core.limits().drain_records_max;
         let core = &mut self.core;
         let mut taken = 0;
         let mut index = 0;

@@ -88,6 +88,7 @@ struct Slot {
 pub struct Items {
     slots: Vec<Slot>,
     vacant: Vec<u32>,
+    with_reply: usize,
 }
 
 impl Items {
@@ -103,6 +104,7 @@ impl Items {
         slot.entry.session = session;
         slot.entry.purpose = purpose;
         fill(&mut slot.entry);
+        self.with_reply += usize::from(slot.entry.reply.is_some());
         u64::from(slot.generation) << 32 | u64::from(index)
     }
 
@@ -118,6 +120,7 @@ impl Items {
         let index = token as u32;
         let slot = &mut self.slots[index as usize];
         slot.taken = false;
+        self.with_reply -= usize::from(slot.entry.reply.is_some());
         let mut pins = std::mem::take(&mut slot.entry.pins);
         pins.clear();
         slot.entry = Entry { pins, ..Entry::blank() };
@@ -125,14 +128,9 @@ impl Items {
         Some(result)
     }
 
-    /// Items of all sessions.
-    pub fn len(&self) -> usize {
-        self.slots.len() - self.vacant.len()
-    }
-
-    /// True without items.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Items that somebody waits for. (The reply of an item is set when it is made and never changes.)
+    pub fn with_reply(&self) -> usize {
+        self.with_reply
     }
 }
 
@@ -156,6 +154,6 @@ mod tests {
         assert_ne!(a, b);
         let entry = items.get_mut(b).unwrap();
         assert!(entry.pins.capacity() >= 16 && entry.staging.is_none());
-        assert_eq!(items.len(), 1);
+        assert_eq!((items.slots.len(), items.vacant.len()), (1, 0));
     }
 }

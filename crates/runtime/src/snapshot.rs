@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub in_flight: usize,
     /// Items queued in the dispatcher.
     pub queued: usize,
+    /// Calls of clients that have no answer yet.
+    pub calls_waiting: usize,
     /// Most items queued at once so far.
     pub queued_max: usize,
     /// Sessions so far, past ones included.
@@ -210,6 +212,7 @@ impl Core {
             uptime_ns: self.time,
             in_flight: self.in_flight,
             queued: self.dispatcher.queued(),
+            calls_waiting: self.calls_waiting(),
             queued_max: stats.queued_max,
             sessions_total: self.sessions_total,
             violations_total,
