@@ -209,6 +209,34 @@ mod tests {
         }
     }
 
+    /// Resident bytes of the mapping, from the system's own books.
+    fn resident(hbm: &Hbm) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in maps.lines() {
+            if let Some((range, _)) = line.split_once(' ')
+                && let Some((start, end)) = range.split_once('-')
+                && let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
+            {
+                inside = (start..end).contains(&(hbm.base as usize));
+            } else if inside && let Some(kib) = line.strip_prefix("Rss:") {
+                return kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+            }
+        }
+        panic!("the mapping is not listed");
+    }
+
+    #[test]
+    fn zeroing_a_large_range_gives_its_pages_back() {
+        // Larger than what other tests map beside it, as neighbouring mappings may be listed as one.
+        let size = 256usize << 20;
+        let mut hbm = Hbm::new(2 << 30).unwrap();
+        hbm.fill(PhysAddr(PHYS_BASE + 100), size as u64, 1).unwrap();
+        let before = resident(&hbm);
+        hbm.zero(100, size);
+        assert!(before >= size as u64 && resident(&hbm) <= before - (size as u64 * 9 / 10));
+    }
+
     #[test]
     fn addresses_outside_are_refused() {
         let mut hbm = Hbm::new(1 << 20).unwrap();

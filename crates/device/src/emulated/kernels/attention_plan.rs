@@ -13,7 +13,7 @@
 //!
 //! Sparse mode 0 sees every key token, less what `attenMask` marks with a value other than 0. Mode 3 is causal, aligned at
 //! the end: of `q` queries and `kv` keys, query `i` sees the first `kv − q + i + 1`. Its mask is the fixed compressed
-//! triangle, so only the type is looked at. `innerPrecise` chooses among speeds of one result and is not looked at.
+//! triangle, so only the type is looked at, and null does as well. `innerPrecise` chooses among speeds of one result and is not looked at.
 
 use acl_abi::DataType;
 
@@ -394,7 +394,7 @@ impl<'a> Plan<'a> {
         // [T, N, 1] for TND, [B, N, S, 1] for the others.
         let last = self.query.ndim() - 1;
         let view = match self.layout {
-            Layout::Tnd => (lse.ndim() == 3).then(|| lse),
+            Layout::Tnd => (lse.ndim() == 3).then_some(lse),
             _ => (lse.ndim() == 4).then(|| lse.transpose(1, 2)),
         };
         match view {
@@ -420,7 +420,7 @@ impl Layout {
         let view = match self {
             Self::Bsh => {
                 let merged = view.dim(2);
-                ensure!(merged % heads == 0, "last dimension {merged} is not a multiple of {heads} heads");
+                ensure!(merged.is_multiple_of(heads), "last dimension {merged} is not a multiple of {heads} heads");
                 return Ok(view.split(2, heads, merged / heads));
             }
             _ => view,
@@ -500,7 +500,7 @@ fn cache(view: View, block_size: i64, heads: usize) -> Outcome<View> {
         ))
     };
     match view.ndim() {
-        3 if view.dim(1) == size && view.dim(2) % heads == 0 => Ok(view.split(2, heads, view.dim(2) / heads)),
+        3 if view.dim(1) == size && view.dim(2).is_multiple_of(heads) => Ok(view.split(2, heads, view.dim(2) / heads)),
         4 if view.dim(1) == size && view.dim(2) == heads => {
             let clear = size != heads || size == 1;
             ensure!(

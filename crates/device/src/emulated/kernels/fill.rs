@@ -74,13 +74,13 @@ pub fn inplace_normal(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (mean, std) = (args.float(1)?, args.float(2)?);
     let (seed, offset) = (args.int(3)? as u64, args.int(4)? as u64);
     ensure!(class(out.dtype) != Class::Int, "selfRef: type {} holds no fractions", lane::name(out.dtype));
-    ensure!(std >= 0.0, "std: {std} is negative");
+    ensure!((0.0..).contains(&std), "std: {std} is not 0 or more");
     let mut block = (u64::MAX, [0.0f64; 4]);
     store_all(machine, &out, |from, piece: &mut [f64]| {
         for (i, value) in piece.iter_mut().enumerate() {
             let index = (from + i) as u64;
             let counter = offset.wrapping_add(index / 4);
-            if index % 4 == 0 || block.0 != counter {
+            if index.is_multiple_of(4) || block.0 != counter {
                 block = (counter, normals(philox(counter, seed)));
             }
             *value = mean + std * block.1[(index % 4) as usize];

@@ -82,8 +82,8 @@ impl<const N: usize> Nest<N> {
                 nest.ndim += 1;
             }
             let at = nest.ndim - 1;
-            for v in 0..N {
-                nest.strides[v][at] = expanded[v].stride(dim);
+            for (strides, view) in nest.strides.iter_mut().zip(&expanded) {
+                strides[at] = view.stride(dim);
             }
         }
         if nest.ndim == 0 {
@@ -113,9 +113,9 @@ impl<const N: usize> Nest<N> {
                 dim -= 1;
                 index[dim] += 1;
                 let wraps = index[dim] == self.dims[dim];
-                for v in 0..N {
-                    let step = if wraps { -(self.dims[dim] as isize - 1) } else { 1 };
-                    starts[v] = starts[v].wrapping_add_signed(step.wrapping_mul(self.strides[v][dim]));
+                let step = if wraps { -(self.dims[dim] as isize - 1) } else { 1 };
+                for (start, strides) in starts.iter_mut().zip(&self.strides) {
+                    *start = start.wrapping_add_signed(step.wrapping_mul(strides[dim]));
                 }
                 if !wraps {
                     break;
@@ -123,6 +123,36 @@ impl<const N: usize> Nest<N> {
                 index[dim] = 0;
             }
         }
+    }
+}
+
+/// `x[i] = f(x[i])`, with the widest vectors there are: the same operations on every element, so the same bits.
+fn each<L: Lane>(x: &mut [L], f: &impl Fn(L) -> L) {
+    each_pair(x, &[], &|x, _| f(x));
+}
+
+/// `x[i] = f(x[i], y[i])`; a `y` that is too short stands for zeros.
+fn each_pair<L: Lane>(x: &mut [L], y: &[L], f: &impl Fn(L, L) -> L) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, checked just now.
+        return unsafe { each_pair_avx2(x, y, f) };
+    }
+    each_pair_any(x, y, f);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn each_pair_avx2<L: Lane>(x: &mut [L], y: &[L], f: &impl Fn(L, L) -> L) {
+    each_pair_any(x, y, f);
+}
+
+#[inline(always)]
+fn each_pair_any<L: Lane>(x: &mut [L], y: &[L], f: &impl Fn(L, L) -> L) {
+    if y.len() < x.len() {
+        x.iter_mut().for_each(|x| *x = f(*x, L::default()));
+    } else {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x = f(*x, *y));
     }
 }
 
@@ -135,9 +165,7 @@ pub fn map1<L: Lane>(machine: &mut Machine, out: &View, a: &View, f: impl Fn(L) 
             let n = CHUNK.min(out.len - from);
             let x = &mut x[..n];
             a.load(&machine.hbm, from, x);
-            for x in x.iter_mut() {
-                *x = f(*x);
-            }
+            each(x, &f);
             out.store(&mut machine.hbm, from, x);
         }
     });
@@ -154,9 +182,7 @@ pub fn map2<L: Lane>(machine: &mut Machine, out: &View, a: &View, b: &View, f: i
             let (x, y) = (&mut x[..n], &mut y[..n]);
             a.load(&machine.hbm, from, x);
             b.load(&machine.hbm, from, y);
-            for (x, y) in x.iter_mut().zip(y.iter()) {
-                *x = f(*x, *y);
-            }
+            each_pair(x, y, &f);
             out.store(&mut machine.hbm, from, x);
         }
     });

@@ -66,7 +66,7 @@ pub fn rotary_position_embedding(args: &Args<'_>, machine: &mut Machine) -> Outc
 fn rotate(machine: &mut Machine, out: &View, x: &View, cos: &View, sin: &View, pairs: Pairs) -> Outcome {
     ensure!(x.ndim() >= 1, "at least one dimension is required");
     let width = x.dim(x.ndim() - 1);
-    ensure!(width % 2 == 0, "width {width} is odd");
+    ensure!(width.is_multiple_of(2), "width {width} is odd");
     for (name, view) in [("cos", cos), ("sin", sin), ("tensor", x), ("result", out)] {
         let float = class(view.dtype) == Class::Single;
         ensure!(float, "{name}: element type {} is not supported", lane::name(view.dtype));

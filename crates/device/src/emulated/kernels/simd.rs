@@ -180,7 +180,9 @@ mod plain {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+        __m256, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps, _mm256_add_ps,
+        _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
+        _mm256_setzero_ps, _mm256_storeu_ps,
     };
 
     use super::{LANES, Weight, math};
@@ -224,6 +226,15 @@ mod avx2 {
         }
     }
 
+    /// [`math::fold`] without leaving the registers.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn fold(lanes: __m256) -> f32 {
+        let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+
     /// `M × N` dot products with all their partial sums in registers.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
@@ -253,6 +264,14 @@ mod avx2 {
             }
         }
         let mut out = [[0.0; N]; M];
+        if whole * LANES == k {
+            for i in 0..M {
+                for j in 0..N {
+                    out[i][j] = fold(sums[i][j]);
+                }
+            }
+            return out;
+        }
         for i in 0..M {
             for j in 0..N {
                 let mut lanes = [0.0; LANES];

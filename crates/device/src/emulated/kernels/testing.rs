@@ -102,9 +102,9 @@ impl Lab {
             Lay::Plain => {}
             Lay::Reversed => {
                 let mut stride = 1;
-                for i in 0..n {
-                    desc.strides[i] = stride;
-                    stride *= dims[i].max(1);
+                for (own, &size) in desc.strides.iter_mut().zip(dims) {
+                    *own = stride;
+                    stride *= size.max(1);
                 }
             }
             Lay::Sliced => {

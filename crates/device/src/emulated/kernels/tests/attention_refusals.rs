@@ -60,7 +60,8 @@ fn what_is_not_supported_is_named() {
     let int_query = A::T(lab.room(I32, &[2, 3, 4]));
     let ambiguous = lab.room(F32, &[5, 16, 16, 4]);
     let (q16, out16) = (lab.room(F32, &[2, 16, 4]), lab.room(F32, &[2, 16, 4]));
-    let cases: Vec<(&[A], Vec<(usize, A)>, &str)> = vec![
+    type Case<'a> = (&'a [A], Vec<(usize, A)>, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (&decode, vec![(at::LAYOUT, A::Str("SBH"))], "inputLayout: \"SBH\" is not supported"),
         (&decode, vec![(at::SPARSE_MODE, A::I(4))], "sparseMode: 4 is not supported"),
         (&decode, vec![(at::ANTIQUANT_MODE, A::I(1))], "antiquantMode: 1 is not supported"),
