@@ -123,17 +123,26 @@ functions! {
     aclmdlLoadFromFile(*const c_char, *mut u32) -> i32;
 }
 
-/// The library beside this test: `cargo test -p interposer` builds both.
+/// The library that cargo built with this program: beside a test, next door to an example.
 pub fn library() -> PathBuf {
-    let exe = std::env::current_exe().expect("a test knows its path");
-    let beside = exe.parent().expect("in a directory").join("libvnpu_interposer.so");
-    assert!(beside.exists(), "{} is missing: run `cargo test -p interposer`", beside.display());
-    beside
+    let exe = std::env::current_exe().expect("a program knows its path");
+    let beside = exe.parent().expect("in a directory");
+    let places = [beside.join("libvnpu_interposer.so"), beside.join("../deps/libvnpu_interposer.so")];
+    places
+        .into_iter()
+        .find(|p| p.exists())
+        .unwrap_or_else(|| panic!("no libvnpu_interposer.so at {}", beside.display()))
+}
+
+static ACL: OnceLock<Acl> = OnceLock::new();
+
+/// The library with the environment as it is.
+pub fn load_as_is() -> &'static Acl {
+    ACL.get_or_init(Acl::load)
 }
 
 /// The library with this environment, loaded once a process; the first caller's environment counts.
 pub fn load(environment: &[(&str, &str)]) -> &'static Acl {
-    static ACL: OnceLock<Acl> = OnceLock::new();
     ACL.get_or_init(|| {
         for name in ["VNPU_MODE", "VNPU_SOCKET", "VNPU_DEVICE", "VNPU_POLICY", "VNPU_HINTS"] {
             // SAFETY: before the library is loaded, and no other thread of a test reads the environment.
