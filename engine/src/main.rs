@@ -4,7 +4,7 @@
 //! weights, then the tokenizer is bound to the model's vocabulary. The port is taken at once but answers only when the
 //! engine can serve; then one line `ready http://…` goes to standard output, everything else to standard error.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -301,7 +301,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
 async fn failed(engine: EngineHandle, delay: Duration) {
     let mut health = engine.health();
     if health.wait_for(|health| matches!(health, Health::Failed { .. })).await.is_ok() {
-        tracing::error!(health = ?engine.health().borrow(), exit_in_s = delay.as_secs(), "the engine has failed");
+        tracing::error!(exit_in_s = delay.as_secs(), "the engine has failed and answers 503 until it ends");
         tokio::time::sleep(delay).await;
     } else {
         std::future::pending::<()>().await;
@@ -394,7 +394,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     raise_open_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -3,6 +3,9 @@
 //! Who owns what: a [`Running`] lives in the future of a non-streaming response or in the body of a streaming one. The
 //! HTTP server drops both as soon as it sees the peer gone, also while nothing is being sent. Dropping a [`Sequence`] that
 //! is not finished aborts it in the engine; there is no other abort path and nothing to forget.
+//!
+//! Limit: the HTTP server looks for the end of the connection only while it holds no unread bytes of it. A client that has
+//! sent more than its request (a pipelined one) and leaves is noticed when the next token is written.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

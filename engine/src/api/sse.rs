@@ -138,7 +138,7 @@ fn events<F: Format>(
                 }
                 Some(Err(error)) => {
                     server.metrics.error(&error);
-                    tracing::warn!(request = envelope.id, %error, "stream failed");
+                    tracing::debug!(request = envelope.id, %error, "stream failed");
                     yield Ok(Bytes::from(format!("data: {}\n\n", error.to_json())));
                     return;
                 }

@@ -16,7 +16,7 @@ use super::pieces::{Pieces, Spelling};
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The file is missing or unreadable.
-    #[error("cannot read {path}: {source} (a checkpoint directory must contain tokenizer.json)", path = path.display())]
+    #[error("cannot read {path}, which a checkpoint with weights must have", path = path.display())]
     Unreadable {
         /// File.
         path: PathBuf,
