@@ -9,9 +9,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{MethodRouter, get};
 use runtime::{DeviceHandle, NoAnswer, Snapshot};
-use sched::policy::PolicyName;
-use sched::{CoRun, PolicyConfig};
-use serde::{Deserialize, Serialize};
+use sched::PolicyConfig;
+use sched::policy::{ConfigError, PolicyName};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tracing::info;
 
 use crate::metrics;
@@ -19,66 +20,21 @@ use crate::metrics;
 /// Longest request body: a policy is a few hundred bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 
-/// A policy as the API shows and takes it. Fields that are left out have their defaults.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Policy {
-    /// Which policy.
-    name: PolicyName,
-    /// Time between tokens that decoding streams shall have, milliseconds.
-    #[serde(default = "tpot_default")]
-    tpot_target_ms: f64,
-    /// Time to the first token that prefill streams shall have, milliseconds.
-    #[serde(default = "ttft_default")]
-    ttft_target_ms: f64,
-    /// What the policy believes about contention.
-    #[serde(default)]
-    corun: CoRun,
-}
+/// Names that requests may use for targets besides the configuration's own.
+const OTHER_NAMES: [(&str, &str); 2] = [("tpot_target_ms", "tpot_ms"), ("ttft_target_ms", "ttft_ms")];
 
-fn tpot_default() -> f64 {
-    PolicyConfig::default().tpot_ms
-}
-
-fn ttft_default() -> f64 {
-    PolicyConfig::default().ttft_ms
-}
-
-impl From<PolicyConfig> for Policy {
-    fn from(config: PolicyConfig) -> Self {
-        let PolicyConfig { name, tpot_ms, ttft_ms, corun } = config;
-        Self { name, tpot_target_ms: tpot_ms, ttft_target_ms: ttft_ms, corun }
-    }
-}
-
-impl Policy {
-    /// The policy in a request, or what is wrong with it.
-    fn parse(body: &[u8]) -> Result<PolicyConfig, String> {
-        const NAMES: &str = "policies are passthrough, fifo, phase";
-        let policy: Self = serde_json::from_slice(body).map_err(|e| format!("not a policy: {e}; {NAMES}"))?;
-        for (name, value) in [("tpot_target_ms", policy.tpot_target_ms), ("ttft_target_ms", policy.ttft_target_ms)] {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(format!("{name} is {value}; it must be a positive number of milliseconds"));
-            }
+/// The policy in a request, or what is wrong with it and what would be right.
+fn parse_policy(body: &[u8]) -> Result<PolicyConfig, String> {
+    let names = PolicyName::ALL.map(PolicyName::name).join(", ");
+    let wrong = |e: &dyn std::fmt::Display| format!("{e}; policies are {names}");
+    let mut object: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|e| wrong(&format!("not a policy: {e}")))?;
+    for (other, own) in OTHER_NAMES {
+        if let Some(value) = object.remove(other) {
+            object.insert(own.to_owned(), value);
         }
-        let CoRun { omega, kappa_prefill, kappa_decode } = policy.corun;
-        if !(0.0..=1.0).contains(&omega) || !(kappa_prefill >= 0.0 && kappa_decode >= 0.0) {
-            return Err("corun: omega must lie in 0..1, kappa_prefill and kappa_decode must not be negative".into());
-        }
-        Ok(PolicyConfig {
-            name: policy.name,
-            tpot_ms: policy.tpot_target_ms,
-            ttft_ms: policy.ttft_target_ms,
-            corun: policy.corun,
-        })
     }
-}
-
-#[derive(Serialize)]
-struct Status {
-    policy: Policy,
-    #[serde(flatten)]
-    snapshot: Snapshot,
+    Value::Object(object).to_string().parse().map_err(|e: ConfigError| wrong(&e))
 }
 
 #[derive(Serialize)]
@@ -119,20 +75,19 @@ async fn show_metrics(State(handle): State<DeviceHandle>) -> Result<Response, Fa
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn status(State(handle): State<DeviceHandle>) -> Result<Json<Status>, Failure> {
-    let snapshot = ask(handle, DeviceHandle::snapshot).await?;
-    Ok(Json(Status { policy: snapshot.policy.into(), snapshot }))
+async fn status(State(handle): State<DeviceHandle>) -> Result<Json<Snapshot>, Failure> {
+    Ok(Json(ask(handle, DeviceHandle::snapshot).await?))
 }
 
-async fn get_policy(State(handle): State<DeviceHandle>) -> Result<Json<Policy>, Failure> {
-    Ok(Json(ask(handle, DeviceHandle::snapshot).await?.policy.into()))
+async fn get_policy(State(handle): State<DeviceHandle>) -> Result<Json<PolicyConfig>, Failure> {
+    Ok(Json(ask(handle, DeviceHandle::snapshot).await?.policy))
 }
 
-async fn put_policy(State(handle): State<DeviceHandle>, body: Bytes) -> Result<Json<Policy>, Failure> {
-    let config = Policy::parse(&body).map_err(|e| Failure(StatusCode::BAD_REQUEST, e))?;
+async fn put_policy(State(handle): State<DeviceHandle>, body: Bytes) -> Result<Json<PolicyConfig>, Failure> {
+    let config = parse_policy(&body).map_err(|e| Failure(StatusCode::BAD_REQUEST, e))?;
     ask(handle, move |handle| handle.set_policy(config)).await?;
     info!(policy = ?config, "policy changed");
-    Ok(Json(config.into()))
+    Ok(Json(config))
 }
 
 /// Every route: path, methods as the API description spells them, handlers.
@@ -187,20 +142,53 @@ mod tests {
 
     #[test]
     fn policies_parse_with_defaults_and_errors_say_what_is_valid() {
-        let config = Policy::parse(br#"{"name":"phase","tpot_target_ms":40}"#).unwrap();
-        assert_eq!((config.name, config.tpot_ms), (PolicyName::Phase, 40.0));
-        assert_eq!(config.ttft_ms, PolicyConfig::default().ttft_ms);
+        for body in [&br#"{"name":"phase","tpot_target_ms":40}"#[..], br#"{"name":"phase","tpot_ms":40}"#] {
+            let config = parse_policy(body).unwrap();
+            assert_eq!((config.name, config.tpot_ms), (PolicyName::Phase, 40.0));
+            assert_eq!(config.ttft_ms, PolicyConfig::default().ttft_ms);
+        }
         for (body, words) in [
             (r#"{"name":"lottery"}"#, &["lottery", "passthrough", "fifo", "phase"][..]),
-            (r#"{"nam":"phase"}"#, &["nam", "passthrough"]),
-            (r#"{"name":"phase","tpot_target_ms":-1}"#, &["tpot_target_ms", "-1", "positive"]),
-            (r#"{"name":"phase","corun":{"omega":2}}"#, &["omega"]),
+            (r#"{"nam":"phase"}"#, &["name", "passthrough"]),
+            (r#"{"name":"phase","tpot_target_ms":-1}"#, &["tpot_ms", "-1", "0.001"]),
+            (r#"{"name":"phase","corun":{"omega":2}}"#, &["omega", "0 to 1"]),
             ("", &["not a policy", "phase"]),
+            ("phase", &["not a policy", "phase"]),
         ] {
-            let error = Policy::parse(body.as_bytes()).unwrap_err();
+            let error = parse_policy(body.as_bytes()).unwrap_err();
             for word in words {
                 assert!(error.contains(word), "{word} in {error}");
             }
         }
+    }
+
+    /// Every name that JSON `value` contains, at any depth.
+    fn names<'a>(value: &'a Value, out: &mut BTreeSet<&'a str>) {
+        match value {
+            Value::Object(object) => object.iter().for_each(|(name, value)| {
+                out.insert(name);
+                names(value, out);
+            }),
+            Value::Array(list) => list.iter().for_each(|value| names(value, out)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn description_has_every_field_of_status_and_policy() {
+        let doorbell = session::Doorbell::new().unwrap();
+        let spec: device::DeviceSpec = "Ascend910B3:timing".parse().unwrap();
+        let device = device::Emulated::new(spec.emulated(std::sync::Arc::new(|| {}))).unwrap();
+        let mut core =
+            runtime::Core::new(Box::new(device), PolicyConfig::default(), runtime::Limits::default()).unwrap();
+        let facts = session::DeviceFacts { soc_name: "Ascend910B3".into(), hbm_bytes: 0, device_index: 0, epoch: 0 };
+        let (_client, server) = session::local(session::Layout::default(), doorbell, facts).unwrap();
+        core.attach(&server, sched::SessionParams::default()).unwrap();
+        let status = serde_json::to_value(core.snapshot(Default::default(), 0)).unwrap();
+        let mut served = BTreeSet::new();
+        names(&status, &mut served);
+        assert!(served.contains("memory_freeing_bytes") && served.contains("omega"), "{status}");
+        let missing: Vec<_> = served.iter().filter(|name| !DESCRIPTION.contains(&format!("        {name}:"))).collect();
+        assert!(missing.is_empty(), "not described: {missing:?}");
     }
 }

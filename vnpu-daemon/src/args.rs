@@ -7,6 +7,7 @@ use clap::Parser;
 use device::DeviceSpec;
 use runtime::Limits;
 use sched::PolicyConfig;
+use sched::policy::ConfigError;
 
 /// Owns one NPU and lends it to client processes, operator by operator.
 #[derive(Parser, Debug)]
@@ -18,14 +19,14 @@ pub struct Args {
     /// Device: `<soc>[:functional|:timing][:paced|:unpaced][:omega=F][:kappa_prefill=F][:kappa_decode=F][:hbm=GiB]`.
     #[arg(long, value_name = "SPEC")]
     pub device: DeviceSpec,
-    /// Dispatch policy: passthrough, fifo or phase.
+    /// Dispatch policy: passthrough, fifo or phase; parameters follow as in `phase:tpot_ms=40:gamma=0.2`.
     #[arg(long, default_value = "fifo")]
     policy: PolicyConfig,
     /// Time between tokens that decoding streams shall have, milliseconds.
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
     tpot_ms: Option<f64>,
     /// Time to the first token that prefill streams shall have, milliseconds.
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
     ttft_ms: Option<f64>,
     /// Address of the admin API; without it there is none. Port 0 takes a free one, which the `ready` line names.
     #[arg(long, value_name = "HOST:PORT")]
@@ -40,11 +41,15 @@ pub struct Args {
 
 impl Args {
     /// The policy to start with.
-    pub fn policy(&self) -> PolicyConfig {
+    ///
+    /// # Errors
+    /// A target out of range.
+    pub fn policy(&self) -> Result<PolicyConfig, ConfigError> {
         let mut policy = self.policy;
         policy.tpot_ms = self.tpot_ms.unwrap_or(policy.tpot_ms);
         policy.ttft_ms = self.ttft_ms.unwrap_or(policy.ttft_ms);
-        policy
+        policy.validate()?;
+        Ok(policy)
     }
 
     /// Bounds of sessions.
@@ -67,8 +72,8 @@ mod tests {
     #[test]
     fn targets_override_the_policy_that_was_named() {
         let args = parse(&["--policy", "phase", "--tpot-ms", "40", "--admin", "127.0.0.1:0"]).unwrap();
-        assert_eq!(args.policy().tpot_ms, 40.0);
-        assert_eq!(args.policy().ttft_ms, PolicyConfig::default().ttft_ms);
+        let policy = args.policy().unwrap();
+        assert_eq!((policy.tpot_ms, policy.ttft_ms), (40.0, PolicyConfig::default().ttft_ms));
         assert_eq!(args.limits(), Limits::default());
         let limited = parse(&["--session-memory-bytes", "4096"]).unwrap().limits();
         assert_eq!(limited.session_memory_bytes_max, 4096);
@@ -80,6 +85,8 @@ mod tests {
         for word in ["lottery", "passthrough", "fifo", "phase"] {
             assert!(error.contains(word), "{word} in {error}");
         }
+        let error = parse(&["--ttft-ms", "-3"]).unwrap().policy().unwrap_err().to_string();
+        assert!(error.contains("ttft_ms = -3"), "{error}");
         let error = parse(&["--admin", "nowhere"]).unwrap_err();
         assert!(error.contains("nowhere"), "{error}");
     }

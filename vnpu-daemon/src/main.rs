@@ -50,10 +50,11 @@ fn main() -> Result<()> {
     // Only this user may connect: whoever can write to the socket can use the device.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
 
+    let policy = args.policy()?;
     let doorbell = Doorbell::new().context("cannot make a doorbell")?;
     let worker_bell = doorbell.clone();
     let device = Emulated::new(args.device.clone().emulated(Arc::new(move || worker_bell.ring())))?;
-    let handle = DeviceLoop::spawn(Box::new(device), args.policy(), args.limits(), doorbell.clone())?;
+    let handle = DeviceLoop::spawn(Box::new(device), policy, args.limits(), doorbell.clone())?;
     let info = handle.info().clone();
 
     let facts = DeviceFacts {

@@ -53,7 +53,11 @@ impl Collector for Page {
         use MetricType::{Counter, Gauge};
         let s = &self.0;
         let e = &mut encoder;
-        let device = [("soc", s.device.soc_name.clone()), ("label", s.device.label.clone()), ("policy", policy(s))];
+        let device = [
+            ("soc", s.device.soc_name.clone()),
+            ("label", s.device.label.clone()),
+            ("policy", s.policy.name.name().to_owned()),
+        ];
         family(e, ("vnpu_device", "The device and its policy; the value is 1.", None, Gauge), [(device, gauge(1))])?;
         let memory =
             [([("state", "used")], gauge(s.memory.used_bytes)), ([("state", "free")], gauge(s.memory.free_bytes))];
@@ -129,8 +133,4 @@ impl Collector for Page {
         }
         Ok(())
     }
-}
-
-fn policy(snapshot: &Snapshot) -> String {
-    format!("{:?}", snapshot.policy.name).to_lowercase()
 }

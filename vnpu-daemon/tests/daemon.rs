@@ -211,8 +211,16 @@ fn a_killed_daemon_is_lost_to_a_client_that_waits() {
 fn clients_that_do_not_fit_are_told_why() {
     let daemon = Daemon::start(FUNCTIONAL, "fifo");
     let table = [
-        (ConnectOptions { version: PROTOCOL_VERSION + 1, ..ConnectOptions::default() }, RefuseCode::Version, "version"),
-        (ConnectOptions { signatures_digest: 1, ..ConnectOptions::default() }, RefuseCode::Signatures, "operator"),
+        (
+            ConnectOptions { version: PROTOCOL_VERSION + 1, ..ConnectOptions::default() },
+            RefuseCode::Version,
+            "protocol",
+        ),
+        (
+            ConnectOptions { signatures_digest: 1, ..ConnectOptions::default() },
+            RefuseCode::Signatures,
+            "operator table",
+        ),
     ];
     for (options, want, word) in table {
         match Client::connect(&daemon.socket, &options) {
@@ -249,7 +257,7 @@ fn the_policy_can_be_seen_and_changed_while_work_runs() {
         client.post(&Record::Op { stream: 0 }, Some(&add(a, b, out, 16 << 20))).unwrap();
     }
     let put = |body: &str| daemon.admin.send("PUT", "/v1/policy", body).unwrap();
-    for body in [r#"{"name":"phase","tpot_target_ms":40}"#, r#"{"name":"passthrough"}"#] {
+    for body in [r#"{"name":"phase","tpot_ms":40}"#, r#"{"name":"passthrough"}"#] {
         let (status, text) = put(body);
         assert_eq!(status, 200, "{text}");
         let (want, got) = (body, daemon.admin.get_json("/v1/policy").unwrap());
@@ -263,7 +271,7 @@ fn the_policy_can_be_seen_and_changed_while_work_runs() {
     for (body, words) in [
         (r#"{"name":"lottery"}"#, &["lottery", "passthrough", "fifo", "phase"][..]),
         ("{", &["not a policy"]),
-        (r#"{"name":"phase","tpot_target_ms":0}"#, &["tpot_target_ms"]),
+        (r#"{"name":"phase","tpot_ms":0}"#, &["tpot_ms"]),
     ] {
         let (status, text) = put(body);
         assert_eq!(status, 400, "{text}");

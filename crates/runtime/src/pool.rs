@@ -9,6 +9,7 @@ const SPARE_MAX: usize = 4096;
 const HOST_BYTES_MAX: usize = wire::INLINE_COPY_BYTES_MAX;
 
 /// Spare buffers.
+#[allow(clippy::vec_box, reason = "the device takes and returns boxes; unboxing would allocate for each submission")]
 #[derive(Debug, Default)]
 pub struct Pool {
     operators: Vec<Box<Command>>,

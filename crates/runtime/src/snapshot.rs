@@ -14,8 +14,7 @@ pub struct Snapshot {
     pub device: DeviceSnapshot,
     /// Its memory.
     pub memory: MemorySnapshot,
-    /// The policy in force; the admin API has its own form of it.
-    #[serde(skip)]
+    /// The policy in force.
     pub policy: PolicyConfig,
     /// Since the loop started, nanoseconds.
     pub uptime_ns: Nanos,
