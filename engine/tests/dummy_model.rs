@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
+
 use common::{config, greedy, host_device, submit};
 use engine::core::{EngineConfig, FinishReason, KvCacheSize, ModelSource, SamplingParams, start};
 
@@ -15,8 +17,12 @@ fn preset() -> EngineConfig {
     }
 }
 
+/// The device has room for one such model at a time.
+static DEVICE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn every_request_runs_to_its_length_with_token_zero() {
+    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = start(preset()).unwrap();
     let info = engine.info();
     assert!(info.dummy && info.soc_name == "Ascend910B3" && info.dtype == "bfloat16", "{info:?}");
@@ -41,6 +47,7 @@ fn every_request_runs_to_its_length_with_token_zero() {
 
 #[test]
 fn a_model_that_does_not_fit_says_how_much_it_takes() {
+    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let too_small = EngineConfig { kv_cache: KvCacheSize::MemoryUtilization(0.1), ..preset() };
     let error = format!("{:#}", start(too_small).unwrap_err());
     assert!(error.contains("more than 0.1 of the device's"), "{error}");

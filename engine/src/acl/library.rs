@@ -159,6 +159,11 @@ impl Api {
             // SAFETY: not null, NUL-terminated, alive until this thread's next call.
             unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned()
         };
-        AclError { call, code, detail }
+        // Some platforms begin their text with the function's name, which the error says already.
+        let mut own = detail.as_str();
+        while let Some(rest) = own.strip_prefix(call).and_then(|rest| rest.strip_prefix(':')) {
+            own = rest.trim_start();
+        }
+        AclError { call, code, detail: own.to_owned() }
     }
 }

@@ -140,50 +140,65 @@ impl StepLoop {
     }
 
     /// Gives the tokens to the scheduler, then the events to their requests.
+    ///
+    /// A request's events must leave in order although both loops send them. A sequence comes from prefill to decode as
+    /// soon as the lock is released, so the prefill loop sends while it holds it. The way back goes through the decode
+    /// loop's next scheduling, which comes after its sends, so the decode loop sends without.
     fn hand_in(&mut self) {
         let tokens: Vec<u32> = self.choices.iter().map(|c| c.token).collect();
         self.verdicts.clear();
-        {
-            let mut state = self.shared.state.lock();
-            match self.kind {
-                Kind::Prefill => state.prefill_steps += 1,
-                Kind::Decode => {
-                    state.decode_steps += 1;
-                    state.decode_post_ns += self.forward.last_post().as_nanos() as u64;
-                }
+        let shared = self.shared.clone();
+        let mut state = shared.state.lock();
+        state.scheduler.complete(&self.step, &tokens, &mut self.verdicts);
+        for (part, verdict) in self.step.outputs().zip(&self.verdicts) {
+            if matches!(verdict, Verdict::Finish { .. }) {
+                state.ids.remove(&part.payload.id);
             }
-            state.scheduler.complete(&self.step, &tokens, &mut self.verdicts);
-            for (part, verdict) in self.step.outputs().zip(&self.verdicts) {
-                if matches!(verdict, Verdict::Finish { .. }) {
-                    state.ids.remove(&part.payload.id);
-                }
-            }
-            self.shared.wake(&state);
         }
+        shared.wake(&state);
+        let deserted = match self.kind {
+            Kind::Prefill => {
+                state.prefill_steps += 1;
+                let deserted = self.send_events();
+                drop(state);
+                deserted
+            }
+            Kind::Decode => {
+                state.decode_steps += 1;
+                state.decode_post_ns += self.forward.last_post().as_nanos() as u64;
+                drop(state);
+                self.send_events()
+            }
+        };
+        // Requests go with their step, so that what they hold is not kept until the next one.
+        self.step.sequences.clear();
+        for id in deserted {
+            shared.abort(id);
+        }
+    }
+
+    /// Sends what the step's verdicts say; returns the requests that nobody listens to.
+    fn send_events(&mut self) -> Vec<u64> {
         let mut deserted = Vec::new();
         for ((part, verdict), choice) in self.step.outputs().zip(&self.verdicts).zip(self.choices.drain(..)) {
             let request = &part.payload;
-            let token = || request.send(TokenEvent::Token { id: choice.token, logprobs: choice.logprobs.clone() });
+            let token = TokenEvent::Token { id: choice.token, logprobs: choice.logprobs };
             match *verdict {
                 Verdict::Dropped => {}
                 Verdict::Continue => {
-                    if !token() {
+                    if !request.send(token) {
                         deserted.push(request.id);
                     }
                 }
                 Verdict::Finish { reason, usage } => {
                     if reason != FinishReason::Stop {
-                        token();
+                        request.send(token);
                     }
                     request.finish(reason, usage);
                 }
             }
         }
-        // Requests go with their step, so that what they hold is not kept until the next one.
-        self.step.sequences.clear();
-        for id in deserted {
-            self.shared.abort(id);
-        }
+        deserted
     }
 
     /// Ends the step's sequences after an error that leaves the device usable.
