@@ -424,3 +424,47 @@ pub fn check_ring(script: &[u8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn corpus_replays() {
+        let seeds = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
+        let targets: [(&str, fn(&[u8])); 4] = [
+            ("decode", check_decode),
+            ("round_trip", check_round_trip),
+            ("ring", check_ring),
+            ("control", check_control),
+        ];
+        for (target, check) in targets {
+            let mut count = 0;
+            for entry in std::fs::read_dir(seeds.join(target)).unwrap() {
+                check(&std::fs::read(entry.unwrap().path()).unwrap());
+                count += 1;
+            }
+            assert!(count >= 20, "{target}: {count} seeds");
+        }
+    }
+
+    #[test]
+    fn generator_reaches_every_record_and_a_lot_of_operators() {
+        let (mut tags, mut ops) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+        let mut state = 1u64;
+        for _ in 0..20_000 {
+            let seed: Vec<u8> = (0..64)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (state >> 56) as u8
+                })
+                .collect();
+            let (_, call) = Source::new(&seed).record();
+            tags.insert(encoded_record(&seed)[0]);
+            ops.extend(call.map(|c| c.op));
+        }
+        assert_eq!(tags.len(), 22);
+        assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
+    }
+}
