@@ -34,7 +34,7 @@ fn wrong_checkpoint() {
     says(&engine_error(&direct, &["--model", at]), &["config.json"]);
     std::fs::write(dir.path().join("config.json"), r#"{"model_type":"mamba","architectures":["MambaForCausalLM"]}"#)
         .unwrap();
-    says(&engine_error(&direct, &["--model", at]), &["mamba", "qwen2", "llama"]);
+    says(&engine_error(&direct, &["--model", at]), &["MambaForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"]);
     let tiny = system_tests::tiny_model();
     std::fs::copy(tiny.join("config.json"), dir.path().join("config.json")).unwrap();
     says(&engine_error(&direct, &["--model", at]), &["safetensors"]);

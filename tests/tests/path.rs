@@ -59,7 +59,7 @@ fn batching_chunking_and_preemption_change_no_token() {
     let want: Vec<String> = prompts.iter().map(|p| greedy(&alone.http, p, 40)).collect();
     drop(alone);
     // Small blocks and few of them: sixteen sequences at once do not fit, so some lose theirs and start over.
-    let tight = ["--max-num-seqs", "16", "--block-size", "16", "--num-kv-blocks", "60", "--max-model-len", "400"];
+    let tight = ["--max-num-seqs", "16", "--block-size", "16", "--num-kv-blocks", "26", "--max-model-len", "400"];
     let cases: [(&str, &[&str]); 3] = [
         ("batch of 16", &["--max-num-seqs", "16"]),
         ("chunked prefill", &["--max-num-seqs", "16", "--enable-chunked-prefill", "--max-num-batched-tokens", "32"]),
