@@ -71,7 +71,9 @@ thread_local! {
 
 /// Keeps `failure` of `function` for this thread.
 pub fn remember(function: &str, failure: &Failure) {
-    let mut text = format!("{function}: {}", failure.text);
+    // The daemon's texts begin with the call they are about, which may be this one.
+    let named = failure.text.strip_prefix(function).is_some_and(|rest| rest.starts_with(':'));
+    let mut text = if named { failure.text.clone() } else { format!("{function}: {}", failure.text) };
     let cut = text.char_indices().map(|(i, c)| i + c.len_utf8()).take_while(|&end| end <= MESSAGE_BYTES_MAX).last();
     text.truncate(cut.unwrap_or(0));
     text.retain(|c| c != '\0');
@@ -124,10 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn long_messages_are_cut_at_a_character() {
+    fn messages_are_cut_at_a_character_and_named_once() {
         remember("f", &Failure::invalid("ω".repeat(MESSAGE_BYTES_MAX)));
         let text = message();
         assert!(text.len() <= MESSAGE_BYTES_MAX && text.ends_with('ω'), "{} bytes", text.len());
+        remember("aclrtMalloc", &Failure::new(207_001, "aclrtMalloc: full"));
+        assert_eq!(message(), "aclrtMalloc: full", "named once");
         remember("f", &Failure::invalid("a\0b"));
         assert_eq!(message(), "f: ab");
     }
