@@ -501,6 +501,19 @@ impl Client {
     }
 }
 
+#[cfg(test)]
+impl Client {
+    /// The ring's words, for tests that scribble over them.
+    pub(crate) fn ring(&self) -> Ring {
+        Ring(Arc::clone(&self.shared))
+    }
+
+    /// Makes `seq` the last sequence number of every slot.
+    pub(crate) fn set_seq(&self, seq: u32) {
+        self.slots.lock().iter_mut().for_each(|slot| slot.seq = seq);
+    }
+}
+
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("facts", &self.facts).finish_non_exhaustive()

@@ -36,6 +36,8 @@ mod reserve;
 mod server;
 mod shared;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use arena::Arena;

@@ -433,7 +433,8 @@ mod tests {
     #[test]
     fn corpus_replays() {
         let seeds = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
-        let targets: [(&str, fn(&[u8])); 4] = [
+        type Check = fn(&[u8]);
+        let targets: [(&str, Check); 4] = [
             ("decode", check_decode),
             ("round_trip", check_round_trip),
             ("ring", check_ring),
