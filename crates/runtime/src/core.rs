@@ -43,6 +43,10 @@ pub const MALLOC_WAITERS_MAX: usize = 256;
 /// buffers are recycled, at 1,000 wake-ups a second.
 pub const LOOK_EVERY_NS: Nanos = 1_000_000;
 
+/// Items of a session in the dispatcher, in units of [`Limits::queued_items_max`]: besides what has a token here, streams
+/// hold records of events, waits and resets, which are small.
+const DISPATCHER_ITEMS: usize = 4;
+
 /// Why a device cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
@@ -100,6 +104,7 @@ pub struct Core {
     pub(crate) profile: Profile,
     pub(crate) dispatcher: Dispatcher,
     pub(crate) limits: Limits,
+    dispatcher_items_max: usize,
     pub(crate) tenants: BTreeMap<u64, (Tenant, Port)>,
     pub(crate) items: Items,
     pub(crate) pool: Pool,
@@ -139,8 +144,7 @@ impl Core {
             window,
             sessions_max: limits.sessions_max,
             streams_per_session_max: limits.streams_max + 1,
-            // Our own bound stops a session first; the slack is what one turn over the ring may add.
-            items_per_session_max: limits.queued_items_max.max(defaults.items_per_session_max),
+            items_per_session_max: DISPATCHER_ITEMS * limits.queued_items_max,
             events_per_session_max: limits.events_max,
             ..defaults
         };
@@ -149,6 +153,7 @@ impl Core {
             profile,
             dispatcher: Dispatcher::new(policy, bounds),
             limits,
+            dispatcher_items_max: DISPATCHER_ITEMS * limits.queued_items_max,
             tenants: BTreeMap::new(),
             items: Items::default(),
             pool: Pool::default(),
@@ -224,6 +229,18 @@ impl Core {
     pub fn has_room(&self, session: u64) -> bool {
         self.tenants.get(&session).is_some_and(|(t, _)| t.items < self.limits.queued_items_max)
             && self.dispatcher.has_room(session)
+    }
+
+    /// How many records of the session's ring may be taken in now; 0 under back-pressure. Never so many that one of them
+    /// could find the dispatcher full: records in a ring can wait, what was taken out cannot.
+    pub fn room(&self, session: u64) -> usize {
+        let batch = self.limits.drain_records_max;
+        match self.has_room(session) {
+            false => 0,
+            // Everyone's items are at least this session's, so this errs on the safe side.
+            true if self.dispatcher.queued() + self.in_flight + batch >= self.dispatcher_items_max => 1,
+            true => batch,
+        }
     }
 
     /// Changes the policy.

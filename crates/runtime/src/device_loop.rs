@@ -146,18 +146,18 @@ impl DeviceLoop {
 
     /// Takes records from every ring; true if there were any.
     fn drain(&mut self, now: Nanos) -> bool {
-        let records_max = self.core.limits().drain_records_max;
         let core = &mut self.core;
         let mut taken = 0;
         let mut index = 0;
         while index < self.sessions.len() {
             let session = &mut self.sessions[index].session;
             let id = session.id();
-            if !core.has_room(id) {
+            let room = core.room(id);
+            if room == 0 {
                 index += 1;
                 continue;
             }
-            match session.drain(records_max, &mut |_, record, call| core.record(now, id, record, call)) {
+            match session.drain(room, &mut |_, record, call| core.record(now, id, record, call)) {
                 Ok(n) => {
                     taken += n;
                     index += 1;
@@ -228,7 +228,8 @@ impl DeviceLoop {
             if self.has_pending() {
                 return;
             }
-            std::hint::spin_loop();
+            // Not a pause only: the client that was just answered may have been woken on this very core.
+            std::thread::yield_now();
             present = self.now();
         }
         if present >= sleep_until {

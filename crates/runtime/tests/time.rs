@@ -262,3 +262,47 @@ fn an_unpaced_timing_device_is_through_at_once() {
     assert_eq!(bench.sync(s, 0).status, 0);
     assert_eq!(bench.now, before);
 }
+
+#[test]
+fn streams_full_of_event_records_stop_the_ring_and_lose_nothing() {
+    let limits = runtime::Limits { queued_items_max: 20, drain_records_max: 8, ..runtime::Limits::default() };
+    let mut bench = Bench::with_limits(PACED, "fifo", limits);
+    let s = bench.open();
+    let [a, b, out] = three(&mut bench, s);
+    events(&mut bench, s, 0..2);
+    bench.op(s, 0, &matmul(a, b, out, N));
+    record(&mut bench, s, 0, 0);
+    for i in 0..500 {
+        let (event, stream) = (i % 2, 0);
+        bench.client(s).post(&Record::EventRecord { event, stream }, None).unwrap();
+        bench.client(s).post(&Record::Op { stream }, Some(&add(a, b, out, &[N]))).unwrap();
+    }
+    for _ in 0..100 {
+        bench.turn();
+    }
+    let snapshot = bench.core.snapshot(Default::default(), 0);
+    assert!(snapshot.sessions[0].back_pressure && snapshot.queued <= 4 * 20, "{}", snapshot.queued);
+    for _ in 0..1000 {
+        bench.pass(100_000);
+    }
+    let reply = bench.device_sync(s);
+    assert_eq!(reply.status, 0, "{}", reply.text);
+    let snapshot = bench.core.snapshot(Default::default(), 0);
+    assert_eq!(snapshot.phases.iter().map(|p| p.completed).sum::<u64>(), 501);
+    // The same with nothing but events behind the operator: only the dispatcher's bound can stop those.
+    bench.op(s, 0, &matmul(a, b, out, N));
+    for _ in 0..500 {
+        bench.client(s).post(&Record::EventRecord { event: 1, stream: 0 }, None).unwrap();
+    }
+    for _ in 0..600 {
+        bench.turn();
+    }
+    let snapshot = bench.core.snapshot(Default::default(), 0);
+    assert!(snapshot.sessions[0].back_pressure && (70..=80).contains(&snapshot.queued), "{}", snapshot.queued);
+    bench.pass(1_000_000_000);
+    for _ in 0..600 {
+        bench.turn();
+    }
+    let reply = bench.device_sync(s);
+    assert_eq!(reply.status, 0, "{}", reply.text);
+}

@@ -112,8 +112,9 @@ impl Bench {
                 core.advance(*now);
                 for server in &mut servers {
                     let id = server.id();
-                    if core.has_room(id) {
-                        arrived += server.drain(64, &mut |_, r, c| core.record(*now, id, r, c)).unwrap();
+                    let room = core.room(id);
+                    if room > 0 {
+                        arrived += server.drain(room, &mut |_, r, c| core.record(*now, id, r, c)).unwrap();
                     }
                 }
                 core.advance(*now);
@@ -179,11 +180,12 @@ impl Bench {
 
 pub fn turn(core: &mut Core, now: Nanos, ends: &mut [(Client, ServerSession)]) -> usize {
     core.advance(now);
-    let (mut taken, records_max) = (0, core.limits().drain_records_max);
+    let mut taken = 0;
     for (_, server) in ends {
         let id = server.id();
-        if core.has_room(id) {
-            taken += server.drain(records_max, &mut |_, record, call| core.record(now, id, record, call)).unwrap();
+        let room = core.room(id);
+        if room > 0 {
+            taken += server.drain(room, &mut |_, record, call| core.record(now, id, record, call)).unwrap();
         }
     }
     core.advance(now);
