@@ -4,7 +4,7 @@
 //! so a later record, reset or destruction cannot move it: a wait never passes the record that precedes it in submission
 //! order, and never waits for one that follows. A mark exists while its record is pending; an absent mark is complete.
 
-use super::stream::MarkId;
+use super::stream::{MarkId, Place};
 use super::{EventKey, EventStatus, Token};
 use crate::Nanos;
 use std::collections::HashMap;
@@ -13,9 +13,9 @@ use std::collections::HashMap;
 #[derive(Debug)]
 pub(super) struct Mark {
     event: EventKey,
-    /// Stream that records, and how much solo time was pushed to it before the record.
+    /// Stream that records, and where.
     pub stream: usize,
-    pub solo_before: u64,
+    pub place: Place,
     /// Streams that stand at a wait for it.
     pub streams: Vec<usize>,
     /// Host waiters.
@@ -43,11 +43,11 @@ impl Events {
         self.events.contains_key(&event)
     }
 
-    pub fn record(&mut self, event: EventKey, stream: usize, solo_before: u64) -> MarkId {
+    pub fn record(&mut self, event: EventKey, stream: usize, place: Place) -> MarkId {
         self.minted += 1;
         let mark = self.minted;
         self.events.insert(event, Event { mark, time: None });
-        self.marks.insert(mark, Mark { event, stream, solo_before, streams: Vec::new(), tokens: Vec::new() });
+        self.marks.insert(mark, Mark { event, stream, place, streams: Vec::new(), tokens: Vec::new() });
         mark
     }
 

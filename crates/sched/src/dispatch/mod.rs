@@ -32,7 +32,7 @@ use crate::policy::{self, Board, Policy, PolicyConfig, StreamInfo};
 use crate::{Nanos, Phase};
 use events::Events;
 use std::collections::HashMap;
-use stream::{Entry, Held};
+use stream::{Entry, Held, Place};
 
 #[derive(Debug)]
 struct Session {
@@ -45,11 +45,9 @@ struct Session {
 /// A device-wide waiter: one marker on every stream that was busy.
 #[derive(Debug)]
 struct Fence {
-    session: u64,
     token: Token,
-    left: usize,
-    /// Stream, and the solo time pushed to it before the marker.
-    after: Vec<(usize, u64)>,
+    /// Where the markers stand that have not been reached.
+    after: Vec<(usize, Place)>,
 }
 
 /// The dispatcher. One a device; single-threaded.
@@ -121,8 +119,8 @@ impl Dispatcher {
     }
 
     /// Drops everything that the session queued; `dropped` takes the tokens of operators never submitted and of waiters
-    /// never answered. Operators in flight stay the device's until [`Dispatcher::complete`]; streams of other sessions
-    /// that waited for a record of this one go on.
+    /// never answered. Operators in flight stay the device's until [`Dispatcher::complete`]. Streams of other sessions that
+    /// wait for a record of this one go on, at once if the record would have needed operators that never ran.
     pub fn close_session(&mut self, now: Nanos, session: u64, dropped: &mut Vec<Token>) {
         let now = self.advance(now);
         let Some(closed) = self.sessions.remove(&session) else { return };
@@ -228,7 +226,7 @@ impl Dispatcher {
                     }
                     owner.events += 1;
                 }
-                Entry::Record { mark: self.events.record(event, index, stream.solo_pushed) }
+                Entry::Record { mark: self.events.record(event, index, stream.end()) }
             }
             // Bound in submission order, see `events`: nothing is left to do when the stream gets there.
             Item::ResetEvent(event) => {
@@ -243,7 +241,7 @@ impl Dispatcher {
                 if stream.waiters.is_empty() {
                     self.awaited.push(index);
                 }
-                stream.waiters.push_back(stream.solo_pushed);
+                stream.waiters.push_back(stream.end());
                 Entry::Notify { token }
             }
         };
@@ -297,10 +295,10 @@ impl Dispatcher {
         let mut after = Vec::new();
         for &index in &open.streams {
             if let Some(stream) = self.streams[index].as_mut().filter(|s| !s.is_empty()) {
+                after.push((index, stream.end()));
                 stream.push(Entry::Fence { fence });
                 open.items += 1;
                 self.items += 1;
-                after.push((index, stream.solo_pushed));
                 self.work.push(index);
             }
         }
@@ -308,7 +306,7 @@ impl Dispatcher {
             self.done.push(token);
             return;
         }
-        self.fences.insert(fence, Fence { session, token, left: after.len(), after });
+        self.fences.insert(fence, Fence { token, after });
         self.settle(now);
     }
 
@@ -430,7 +428,6 @@ impl Dispatcher {
             self.stats.holds[held.reason.index()].expired += 1;
         }
         let Some((op, number)) = stream.submit(now) else { return false };
-        self.end_hold(now, index, op.phase);
         self.unready(now, index);
         self.flying.insert(op.token, (index, number));
         self.stats.submitted[op.phase.index()] += 1;
@@ -456,22 +453,22 @@ impl Dispatcher {
                 self.wake = Some(self.wake.map_or(until, |w| w.min(until)));
             }
             if state.held.is_none_or(|h| h.reason != hold.reason) {
-                self.end_hold(now, index, phase);
+                self.end_hold(now, index);
                 if let Some(stream) = self.streams[index].as_mut() {
-                    stream.held = Some(Held { reason: hold.reason, since: now });
+                    stream.held = Some(Held { phase, reason: hold.reason, since: now });
                 }
                 self.stats.holds[hold.reason.index()].count += 1;
             }
         }
     }
 
-    fn end_hold(&mut self, now: Nanos, index: usize, phase: Phase) {
+    fn end_hold(&mut self, now: Nanos, index: usize) {
         let Some(held) = self.streams[index].as_mut().and_then(|s| s.held.take()) else { return };
         let ns = now - held.since;
         let stats = &mut self.stats.holds[held.reason.index()];
         stats.total_ns += ns;
         stats.longest_ns = stats.longest_ns.max(ns);
-        self.stats.held_ns[phase.index()] += ns;
+        self.stats.held_ns[held.phase.index()] += ns;
     }
 
     /// Moves every stream in `work`, and every stream that this releases, as far as it goes without the device.
@@ -531,9 +528,8 @@ impl Dispatcher {
             }
             Entry::Fence { fence } => {
                 let reached = self.fences.get_mut(&fence).is_some_and(|f| {
-                    f.left -= 1;
                     f.after.retain(|&(s, _)| s != index);
-                    f.left == 0
+                    f.after.is_empty()
                 });
                 if reached && let Some(f) = self.fences.remove(&fence) {
                     self.done.push(f.token);
@@ -584,7 +580,7 @@ impl Dispatcher {
 
     fn unready(&mut self, now: Nanos, index: usize) {
         let Some(at) = self.streams[index].as_mut().and_then(|s| s.ready_at.take()) else { return };
-        self.end_hold(now, index, Phase::Unknown);
+        self.end_hold(now, index);
         self.ready.swap_remove(at);
         if let Some(&moved) = self.ready.get(at)
             && let Some(stream) = self.streams[moved].as_mut()

@@ -7,7 +7,7 @@
 //! one. It is exact as far as the predicted solo times are.
 
 use super::Dispatcher;
-use super::stream::MarkId;
+use super::stream::{MarkId, Place};
 use crate::Nanos;
 
 /// Event waits followed from one stream to the next.
@@ -20,31 +20,33 @@ impl Dispatcher {
             return Some(now);
         }
         let on_streams = self.awaited.iter().filter_map(|&index| {
-            let &solo_before = self.streams[index].as_ref()?.waiters.front()?;
-            Some(self.reached(now, index, solo_before, DEPTH_MAX))
+            let &place = self.streams[index].as_ref()?.waiters.front()?;
+            Some(self.reached(now, index, place, DEPTH_MAX))
         });
-        let on_events = self.events.awaited().map(|m| self.reached(now, m.stream, m.solo_before, DEPTH_MAX));
+        let on_events = self.events.awaited().map(|m| self.reached(now, m.stream, m.place, DEPTH_MAX));
         let on_devices = self.fences.values().map(|f| {
-            f.after.iter().map(|&(index, solo)| self.reached(now, index, solo, DEPTH_MAX)).max().unwrap_or(now)
+            f.after.iter().map(|&(index, place)| self.reached(now, index, place, DEPTH_MAX)).max().unwrap_or(now)
         });
         on_streams.chain(on_events).chain(on_devices).min()
     }
 
-    /// Earliest time at which a stream has completed its first `solo` nanoseconds of predicted work.
-    fn reached(&self, now: Nanos, index: usize, solo: u64, depth: u32) -> Nanos {
+    /// Earliest time at which a stream reaches a place.
+    fn reached(&self, now: Nanos, index: usize, place: Place, depth: u32) -> Nanos {
         let Some(stream) = self.streams[index].as_ref() else { return now };
         let from = if stream.in_flight > 0 { stream.running_since } else { now };
-        let in_order = from.saturating_add(solo.saturating_sub(stream.solo_done));
+        let in_order = from.saturating_add(place.solo_before.saturating_sub(stream.solo_done));
+        if stream.is_past(place) {
+            return in_order.max(now);
+        }
         // What stands behind a blocked wait starts when its record completes.
-        let behind = solo.saturating_sub(stream.solo_submitted);
-        let unblocked = match stream.blocked_on {
-            Some(mark) if depth > 0 => self.recorded(now, mark, depth - 1).saturating_add(behind),
-            _ => now.saturating_add(behind),
+        let start = match stream.blocked_on {
+            Some(mark) if depth > 0 => self.recorded(now, mark, depth - 1),
+            _ => now,
         };
-        in_order.max(unblocked).max(now)
+        in_order.max(start.saturating_add(place.solo_before.saturating_sub(stream.solo_submitted)))
     }
 
     fn recorded(&self, now: Nanos, mark: MarkId, depth: u32) -> Nanos {
-        self.events.mark(mark).map_or(now, |m| self.reached(now, m.stream, m.solo_before, depth))
+        self.events.mark(mark).map_or(now, |m| self.reached(now, m.stream, m.place, depth))
     }
 }

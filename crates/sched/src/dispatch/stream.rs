@@ -15,6 +15,15 @@ pub(crate) type MarkId = u64;
 /// Weight of the newest operator in the mean operator time that the window follows.
 const MEAN_WEIGHT: f64 = 1.0 / 16.0;
 
+/// A place in a stream: what stands before it decides when it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Number of the entry that stands here.
+    pub number: u64,
+    /// Predicted solo time of all operators ever pushed before it.
+    pub solo_before: u64,
+}
+
 /// An operator as policies see it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Op {
@@ -44,6 +53,7 @@ pub(crate) enum Entry {
 /// Why a stream's next operator is not with the device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Held {
+    pub phase: Phase,
     pub reason: super::HoldReason,
     pub since: Nanos,
 }
@@ -61,7 +71,7 @@ pub(crate) struct Stream {
     cursor: u64,
     pub in_flight: u32,
     /// Predicted solo time of all operators pushed, submitted, completed so far.
-    pub solo_pushed: u64,
+    solo_pushed: u64,
     pub solo_submitted: u64,
     pub solo_done: u64,
     /// Since when the oldest operator in flight may have been running: its submission or the completion before it.
@@ -71,8 +81,8 @@ pub(crate) struct Stream {
     /// Position in the dispatcher's list of ready streams.
     pub ready_at: Option<usize>,
     pub blocked_on: Option<MarkId>,
-    /// `solo_pushed` at each waiter in the queue, in order.
-    pub waiters: VecDeque<u64>,
+    /// Waiters in the queue, in order.
+    pub waiters: VecDeque<Place>,
     pub held: Option<Held>,
     /// Destroyed by the client: goes when it has drained.
     pub closing: bool,
@@ -118,6 +128,16 @@ impl Stream {
             self.mean_solo += if self.mean_solo == 0.0 { solo } else { (solo - self.mean_solo) * MEAN_WEIGHT };
         }
         self.entries.push_back(entry);
+    }
+
+    /// Where the next entry will stand.
+    pub fn end(&self) -> Place {
+        Place { number: self.base + self.entries.len() as u64, solo_before: self.solo_pushed }
+    }
+
+    /// True where the cursor has gone past a place, so that no event wait stands before it any more.
+    pub fn is_past(&self, place: Place) -> bool {
+        place.number < self.cursor
     }
 
     /// Mean operator time over the last few.
@@ -188,14 +208,15 @@ impl Stream {
         self.entries.pop_front()
     }
 
-    /// Takes every entry except operators in flight, which keep their numbers: the session is gone.
+    /// The session is gone: takes every entry that has not started, and every waiter. Operators in flight keep their
+    /// numbers, and records among them still complete with what they follow.
     pub fn abandon(&mut self, mut dropped: impl FnMut(Entry)) {
         let started = (self.cursor - self.base) as usize;
         for entry in self.entries.drain(started..) {
             dropped(entry);
         }
         for entry in &mut self.entries {
-            if !matches!(entry, Entry::Op { .. }) {
+            if matches!(entry, Entry::Notify { .. } | Entry::Fence { .. }) {
                 // A passed event wait: retires when reached, means nothing to anyone.
                 dropped(std::mem::replace(entry, Entry::Wait { mark: 0 }));
             }

@@ -50,9 +50,9 @@ impl StepClock {
         self.open
     }
 
-    /// True between a step's first completed operator and its end.
-    pub fn under_way(&self) -> bool {
-        self.open.is_some() && self.done > 0
+    /// Predicted time of operators queued or in flight.
+    pub fn pending(&self) -> Nanos {
+        self.pending
     }
 
     /// Time alone that the open step still needs.

@@ -14,8 +14,6 @@ mod fifo;
 mod leases;
 mod passthrough;
 mod phase;
-#[cfg(test)]
-mod tests;
 
 pub use config::{ConfigError, PolicyConfig, PolicyName};
 

@@ -1,0 +1,214 @@
+//! Properties of the dispatcher under every policy, in virtual time, on random programs.
+//!
+//! [`virtual_time::World::run`] checks each run: order of launch and completion per stream, event waits against the
+//! record that precedes them in submission order (re-recorded, reset, across sessions), answers exactly when work has
+//! completed, no idle device beside a ready operator except for the bounded gap of a due decode step, a bound on every
+//! hold-back, no deadlock, and that nothing of a dead session stays while its neighbours go on.
+
+mod virtual_time;
+
+use proptest::prelude::*;
+use sched::dispatch::Window;
+use sched::policy::PolicyName;
+use sched::{CoRun, EventKey, Limits, Phase, PolicyConfig, SessionParams};
+use virtual_time::{Act, MS, Trace, US, Work, World};
+
+#[derive(Clone, Debug)]
+struct Program {
+    /// Session, start, what to do.
+    hosts: Vec<(u64, u64, Vec<Act>)>,
+    window: Window,
+    omega: f64,
+}
+
+const SESSIONS: u64 = 3;
+const STREAMS: u32 = 2;
+
+fn work(error: std::ops::RangeInclusive<f64>) -> impl Strategy<Value = Work> {
+    let part = || prop_oneof![Just(0.0), 0.01..1.0f64];
+    let usage = (part(), part(), part());
+    (1..2_000u64, usage, error).prop_map(|(us, (c, v, m), error)| Work { solo: us * US, usage: [c, v, m], error })
+}
+
+fn act(session: u64, deadly: bool, error: std::ops::RangeInclusive<f64>) -> impl Strategy<Value = Act> {
+    let stream = 0..=STREAMS;
+    let event = move || {
+        // Mostly one's own events, sometimes a neighbour's.
+        (0..4u32, prop_oneof![4 => Just(session), 1 => 0..SESSIONS])
+            .prop_map(|(event, session)| EventKey { session, event })
+    };
+    let own = move || (0..4u32).prop_map(move |event| EventKey { session, event });
+    let op = (stream.clone(), work(error), 0..4usize).prop_map(|(stream, work, p)| Act::Op {
+        stream,
+        work,
+        phase: Phase::ALL[p],
+    });
+    prop_oneof![
+        12 => op,
+        3 => (stream.clone(), own()).prop_map(|(stream, event)| Act::Record { stream, event }),
+        3 => (stream.clone(), event()).prop_map(|(stream, event)| Act::Wait { stream, event }),
+        1 => (stream.clone(), own()).prop_map(|(stream, event)| Act::Reset { stream, event }),
+        2 => stream.prop_map(|stream| Act::Sync { stream }),
+        1 => own().prop_map(|event| Act::SyncEvent { event }),
+        1 => Just(Act::SyncDevice),
+        2 => (1..3_000u64).prop_map(|us| Act::Think(us * US)),
+        u32::from(deadly) => Just(if deadly { Act::Die } else { Act::Think(1) }),
+    ]
+}
+
+fn program(deadly: bool, error: std::ops::RangeInclusive<f64>) -> impl Strategy<Value = Program> {
+    let host = move |session: u64| {
+        let script = proptest::collection::vec(act(session, deadly, error.clone()), 1..50);
+        (Just(session), 0..5_000u64, script).prop_map(|(s, us, script)| (s, us * US, script))
+    };
+    // Two threads in session 0, one in each of the others.
+    let hosts = (host(0), host(0), host(1), host(2)).prop_map(|(a, b, c, d)| vec![a, b, c, d]);
+    let window = prop_oneof![
+        Just(Window::Adaptive { handoff: 0, max: 16 }),
+        (0..200u64).prop_map(|us| Window::Adaptive { handoff: us * US, max: 16 }),
+        (1..17u32).prop_map(Window::Fixed),
+    ];
+    (hosts, window, prop_oneof![Just(0.0), Just(0.5), Just(1.0)]).prop_map(|(hosts, window, omega)| Program {
+        hosts,
+        window,
+        omega,
+    })
+}
+
+fn run(program: &Program, config: PolicyConfig) -> World {
+    let limits = Limits { window: program.window, ..Limits::default() };
+    let mut world = World::new(config, limits, CoRun { omega: program.omega, ..CoRun::default() });
+    for session in 0..SESSIONS {
+        world.session(session, STREAMS, SessionParams { weight: 1 + session as u32, priority: (session % 2) as u8 });
+    }
+    for (session, starts, script) in &program.hosts {
+        world.host(*session, *starts, script.iter().copied());
+    }
+    world.run();
+    world
+}
+
+fn policies() -> Vec<PolicyConfig> {
+    let phase = PolicyConfig::named(PolicyName::Phase);
+    // Small targets, so that programs of milliseconds meet every rule of `phase`.
+    let tight = PolicyConfig { tpot_ms: 2.0, ttft_ms: 5.0, age_max_ms: 4.0, fair_quantum_ms: 1.0, ..phase };
+    let mut all: Vec<_> = PolicyName::ALL.map(PolicyConfig::named).into();
+    for omega in [0.0, 1.0] {
+        all.push(PolicyConfig { corun: CoRun { omega, ..CoRun::default() }, ..tight });
+    }
+    all
+}
+
+fn fixed(cases: u32, seed: u64) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(fixed(192, 1))]
+
+    #[test]
+    fn semantics_hold_under_every_policy(program in program(false, 1.0..=1.0)) {
+        for config in policies() {
+            let world = run(&program, config);
+            prop_assert_eq!(world.dispatcher.stats().submitted_total(), world.ops.len() as u64);
+        }
+    }
+
+    #[test]
+    fn estimates_wrong_by_a_factor_of_two_break_nothing(program in program(false, 0.5..=2.0)) {
+        for config in policies() {
+            run(&program, config);
+        }
+    }
+
+    #[test]
+    fn a_death_frees_everything_and_leaves_neighbours_going(program in program(true, 1.0..=1.0)) {
+        for config in policies() {
+            let world = run(&program, config);
+            let stats = world.dispatcher.stats();
+            prop_assert_eq!(stats.submitted_total(), stats.completed_total());
+        }
+    }
+
+    #[test]
+    fn same_inputs_give_the_same_decisions(program in program(true, 0.5..=2.0)) {
+        for config in policies() {
+            prop_assert_eq!(run(&program, config).trace, run(&program, config).trace);
+        }
+    }
+
+    /// A policy that is changed in mid-air keeps every promise.
+    #[test]
+    fn policies_may_change_at_any_time(program in program(false, 1.0..=1.0), at in 1..20u64) {
+        let [a, b] = [PolicyName::Phase, PolicyName::Fifo].map(PolicyConfig::named);
+        let mut world = World::new(a, Limits { window: program.window, ..Limits::default() }, CoRun::default());
+        for session in 0..SESSIONS {
+            world.session(session, STREAMS, SessionParams::default());
+        }
+        for (session, starts, script) in &program.hosts {
+            world.host(*session, *starts, script.iter().copied());
+        }
+        world.change_policy(at * MS, b);
+        world.change_policy(2 * at * MS, a);
+        world.run();
+    }
+
+    /// `fifo` never has two streams on the device.
+    #[test]
+    fn fifo_keeps_one_stream_on_the_device(program in program(false, 1.0..=1.0)) {
+        let world = run(&program, PolicyConfig::named(PolicyName::Fifo));
+        let mut flying = Vec::new();
+        for event in world.trace {
+            match event {
+                Trace::Submitted(_, token, stream) => {
+                    flying.push((token, stream));
+                    prop_assert!(flying.iter().all(|(_, s)| *s == stream));
+                }
+                Trace::Completed(_, token) => flying.retain(|(t, _)| *t != token),
+                Trace::Done(..) => {}
+            }
+        }
+    }
+
+    /// `passthrough` holds nothing back.
+    #[test]
+    fn passthrough_holds_nothing_back(program in program(false, 1.0..=1.0)) {
+        let world = run(&program, PolicyConfig::named(PolicyName::Passthrough));
+        prop_assert!(world.dispatcher.stats().holds.iter().all(|h| h.count == 0));
+    }
+}
+
+/// The random programs above reach every rule of `phase`; otherwise they would prove little.
+#[test]
+fn random_programs_reach_every_rule() {
+    use proptest::strategy::ValueTree;
+    use sched::dispatch::HoldReason;
+    let mut runner = proptest::test_runner::TestRunner::new(fixed(1, 2));
+    let (mut holds, mut overloaded, mut coruns, mut steps, mut expired) = ([0; 5], 0, 0, 0, 0);
+    for _ in 0..200 {
+        let program = program(false, 1.0..=1.0).new_tree(&mut runner).expect("generates").current();
+        for config in policies() {
+            let world = run(&program, config);
+            let stats = world.dispatcher.stats();
+            for (sum, h) in holds.iter_mut().zip(&stats.holds) {
+                *sum += h.count;
+                expired += h.expired;
+            }
+            overloaded += stats.overloaded_turns;
+            coruns += stats.coruns;
+            steps += stats.decode_steps;
+        }
+    }
+    for reason in HoldReason::ALL {
+        assert!(holds[reason.index()] > 20, "{} only {} times", reason.name(), holds[reason.index()]);
+    }
+    for (what, count) in [("overloads", overloaded), ("co-runs", coruns), ("steps", steps), ("expired holds", expired)]
+    {
+        assert!(count > 5, "{what} only {count} times");
+    }
+}
