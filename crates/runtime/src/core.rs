@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 
-use device::{Completion, Device};
+use device::{Completion, Compute, Device};
 use sched::dispatch::Window;
 use sched::{Action, Dispatcher, Nanos, PolicyConfig, Profile, SessionParams, Token};
 use session::ServerSession;
@@ -136,9 +136,10 @@ impl Core {
         let info = device.info();
         let profile = Profile::by_soc_name(&info.profile_name)
             .ok_or_else(|| StartError::NoProfile { name: info.profile_name.clone() })?;
-        // A paced device is caught up exactly, so the hand-over takes no modelled time and a window of one loses nothing.
-        // Elsewhere operators take an unknown time: keep a few ahead.
-        let window = if info.paced { Window::Adaptive { handoff: 0, max: 16 } } else { Window::Fixed(16) };
+        // A device that is nothing but a model is caught up exactly, so the hand-over takes no modelled time and a window of
+        // one loses nothing. Elsewhere operators take an unknown real time: keep a few ahead.
+        let modelled = info.paced && info.compute == Compute::Timing;
+        let window = if modelled { Window::Adaptive { handoff: 0, max: 16 } } else { Window::Fixed(16) };
         let defaults = sched::dispatch::Limits::default();
         let bounds = sched::dispatch::Limits {
             window,
