@@ -18,8 +18,9 @@ use crate::{library, links};
 /// Arguments of `vnpu run`.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Socket of a running vnpu-daemon; several, separated by commas or repeated, make several devices.
-    #[arg(long, value_delimiter = ',', env = "VNPU_SOCKET", conflicts_with = "direct")]
+    /// Socket of a running vnpu-daemon; several, separated by commas or repeated, make several devices. Without it and without
+    /// --direct, what VNPU_SOCKET holds.
+    #[arg(long, value_delimiter = ',', conflicts_with = "direct")]
     socket: Vec<PathBuf>,
     /// Host the device inside the application, without a daemon: <soc>[:functional|:timing][:paced|:unpaced][:omega=F]…, for
     /// example Ascend910B3:functional. Separated by commas for several devices.
@@ -86,7 +87,7 @@ impl Run {
             ],
             None => vec![
                 ("VNPU_MODE", Some("daemon".into())),
-                ("VNPU_SOCKET", Some(self.sockets()?)),
+                ("VNPU_SOCKET", Some(sockets(&self.socket, std::env::var_os("VNPU_SOCKET"))?)),
                 ("VNPU_DEVICE", None),
                 ("VNPU_POLICY", None),
             ],
@@ -99,32 +100,39 @@ impl Run {
         }
         Ok(out)
     }
+}
 
-    /// The sockets, checked and absolute: the command may change its directory.
-    fn sockets(&self) -> anyhow::Result<OsString> {
-        if self.socket.is_empty() {
-            bail!("give a device: --socket PATH of a running vnpu-daemon, or --direct Ascend910B3:functional");
+/// The sockets of the command line, or of the environment, checked and absolute: the command may change its directory.
+fn sockets(given: &[PathBuf], environment: Option<OsString>) -> anyhow::Result<OsString> {
+    let inherited: Vec<PathBuf> = match environment {
+        Some(list) if given.is_empty() => {
+            list.to_string_lossy().split(',').map(str::trim).filter(|s| !s.is_empty()).map(PathBuf::from).collect()
         }
-        let mut out = OsString::new();
-        for path in &self.socket {
-            let hint = || {
-                format!(
-                    "no daemon socket at {}; start one with `vnpu-daemon --socket {} --device Ascend910B3:functional`",
-                    path.display(),
-                    path.display()
-                )
-            };
-            let metadata = std::fs::metadata(path).with_context(hint)?;
-            if !metadata.file_type().is_socket() {
-                bail!("{}: it is not a socket", hint());
-            }
-            if !out.is_empty() {
-                out.push(",");
-            }
-            out.push(std::path::absolute(path)?);
-        }
-        Ok(out)
+        _ => Vec::new(),
+    };
+    let paths = if given.is_empty() { &inherited } else { given };
+    if paths.is_empty() {
+        bail!("give a device: --socket PATH of a running vnpu-daemon, or --direct Ascend910B3:functional");
     }
+    let mut out = OsString::new();
+    for path in paths {
+        let hint = || {
+            format!(
+                "no daemon socket at {}; start one with `vnpu-daemon --socket {} --device Ascend910B3:functional`",
+                path.display(),
+                path.display()
+            )
+        };
+        let metadata = std::fs::metadata(path).with_context(hint)?;
+        if !metadata.file_type().is_socket() {
+            bail!("{}: it is not a socket", hint());
+        }
+        if !out.is_empty() {
+            out.push(",");
+        }
+        out.push(std::path::absolute(path)?);
+    }
+    Ok(out)
 }
 
 /// `dir` before whatever the variable holds.
@@ -185,7 +193,10 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let both = format!("{0},{0}", path.display());
         let run = parse(&["--socket", &both, "--", "true"]).unwrap();
-        assert_eq!(variable(&run, "VNPU_SOCKET"), Some(both));
+        assert_eq!(variable(&run, "VNPU_SOCKET"), Some(both.clone()));
+        assert_eq!(sockets(&[], Some(both.clone().into())).unwrap(), OsString::from(&both), "from the environment");
+        assert_eq!(sockets(&[path.clone()], Some("/elsewhere".into())).unwrap(), path);
+        assert!(sockets(&[], None).is_err());
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         for missing in [dir.path().join("b.sock"), file] {
