@@ -59,7 +59,7 @@ enum Control {
     Shutdown,
 }
 
-/// Starts dispatch threads.
+/// A dispatch thread's own state.
 pub struct DeviceLoop {
     core: Core,
     doorbell: Doorbell,
