@@ -195,7 +195,7 @@ mod tests {
         let run = parse(&["--socket", &both, "--", "true"]).unwrap();
         assert_eq!(variable(&run, "VNPU_SOCKET"), Some(both.clone()));
         assert_eq!(sockets(&[], Some(both.clone().into())).unwrap(), OsString::from(&both), "from the environment");
-        assert_eq!(sockets(&[path.clone()], Some("/elsewhere".into())).unwrap(), path);
+        assert_eq!(sockets(std::slice::from_ref(&path), Some("/elsewhere".into())).unwrap(), path);
         assert!(sockets(&[], None).is_err());
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
