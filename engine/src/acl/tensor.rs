@@ -16,6 +16,7 @@ use super::{AclError, Device};
 #[derive(Debug)]
 pub struct Tensor {
     device: Device,
+    /// Null once a list owns the tensor.
     raw: Raw,
 }
 
@@ -58,8 +59,10 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed once; operators snapshot their arguments in phase one.
-        unsafe { (self.device.api().meta.aclDestroyTensor)(self.raw) };
+        if !self.raw.is_null() {
+            // SAFETY: made by `new`, destroyed once; operators snapshot their arguments in phase one.
+            unsafe { (self.device.api().meta.aclDestroyTensor)(self.raw) };
+        }
     }
 }
 
@@ -78,7 +81,7 @@ impl TensorList {
     ///
     /// # Errors
     /// [`AclError`].
-    pub fn single(tensor: Tensor) -> Result<Self, AclError> {
+    pub fn single(mut tensor: Tensor) -> Result<Self, AclError> {
         let device = tensor.device.clone();
         let raws = [tensor.raw.cast_const()];
         // SAFETY: an array of one live tensor.
@@ -86,7 +89,7 @@ impl TensorList {
         if raw.is_null() {
             return Err(device.api().error("aclCreateTensorList", -1));
         }
-        std::mem::forget(tensor); // the list owns it from here on
+        tensor.raw = std::ptr::null_mut(); // the list owns it from here on
         Ok(Self { device, raw })
     }
 

@@ -1,6 +1,7 @@
 //! One loop: schedule a step, run it, hand in its tokens, send the events. The same code for prefill and decode.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{debug, error, warn};
 
@@ -13,6 +14,10 @@ use crate::acl::{AclError, Device};
 use crate::model::Forward;
 use crate::model::checkpoint::decode_row;
 use crate::sample::{Choice, Sampler};
+
+/// How long a loop is idle before it asks the device for a sign of life, so that a lost device turns the engine unhealthy
+/// before the next request finds out. One round trip a second costs nothing that can be measured.
+const IDLE_PROBE: Duration = Duration::from_secs(1);
 
 /// Which steps a loop runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +33,13 @@ impl Kind {
             Self::Decode => "engine-decode",
         }
     }
+}
+
+/// What a loop does next.
+enum Next {
+    Step,
+    Probe,
+    Stop,
 }
 
 /// One loop's own things.
@@ -75,21 +87,26 @@ impl StepLoop {
         if let Err(e) = self.device.bind_thread() {
             return self.lost(&e);
         }
-        while self.schedule() {
-            match self.execute() {
-                Ok(()) => self.hand_in(),
+        loop {
+            let result = match self.schedule() {
+                Next::Stop => return,
+                Next::Probe => self.forward.probe(),
+                Next::Step => self.execute().map(|()| self.hand_in()),
+            };
+            match result {
+                Ok(()) => {}
                 Err(e) if e.is_device_lost() => return self.lost(&e),
                 Err(e) => self.fail_step(&e),
             }
         }
     }
 
-    /// Waits for the next step; false when the engine stops.
-    fn schedule(&mut self) -> bool {
+    /// Waits for the next step.
+    fn schedule(&mut self) -> Next {
         let mut state = self.shared.state.lock();
         loop {
             if state.stopped {
-                return false;
+                return Next::Stop;
             }
             let preempted = state.scheduler.counters().preemptions;
             let some = match self.kind {
@@ -102,9 +119,11 @@ impl StepLoop {
                 self.shared.wake(&state);
             }
             if some {
-                return true;
+                return Next::Step;
             }
-            self.shared.signal(self.kind).wait(&mut state);
+            if self.shared.signal(self.kind).wait_for(&mut state, IDLE_PROBE).timed_out() {
+                return Next::Probe;
+            }
         }
     }
 
@@ -246,5 +265,26 @@ fn fail_kind(cause: &AclError) -> FailKind {
         FailKind::Operator(operator.to_owned())
     } else {
         FailKind::Runtime(cause.call.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_apart() {
+        let error = |call, code, detail: &str| AclError { call, code, detail: detail.to_owned() };
+        for (cause, want) in [
+            (error("aclrtSynchronizeStream", 507_010, "heartbeat"), FailKind::DeviceLost),
+            (error("aclnnMatmul", 207_001, "workspace"), FailKind::OutOfMemory),
+            (
+                error("aclrtSynchronizeStream", 507_000, "aclnnSwiGlu: odd"),
+                FailKind::Operator("aclnnSwiGlu".to_owned()),
+            ),
+            (error("aclrtMemcpyAsync", 107_000, ""), FailKind::Runtime("aclrtMemcpyAsync".to_owned())),
+        ] {
+            assert_eq!(fail_kind(&cause), want, "{cause}");
+        }
     }
 }

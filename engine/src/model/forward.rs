@@ -206,6 +206,14 @@ impl Forward {
         Ok(bytemuck::cast_slice(chosen))
     }
 
+    /// Asks the device for a sign of life.
+    ///
+    /// # Errors
+    /// [`AclError`].
+    pub fn probe(&self) -> Result<(), AclError> {
+        self.queue.stream().synchronize()
+    }
+
     fn row_bytes(&self) -> usize {
         self.weights.config.vocab * self.weights.dtype.bytes()
     }

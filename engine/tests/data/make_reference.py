@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tiny_qwen2.json: what transformers computes on the CPU for the tiny checkpoint of this repository.
+"""Writes the reference files: what transformers computes on the CPU.
 
-    python engine/tests/data/make_reference.py models/tiny-qwen2 > engine/tests/data/tiny_qwen2.json
+    python engine/tests/data/make_reference.py qwen2 models/tiny-qwen2 > engine/tests/data/tiny_qwen2.json
+    python engine/tests/data/make_reference.py llama > engine/tests/data/tiny_llama.json
+
+qwen2: the tiny checkpoint of this repository. llama: weights by a formula that the test computes too.
 
 Needs torch and transformers (versions as in models/train/requirements.txt). The tests read the JSON only.
 """
@@ -13,7 +16,7 @@ import sys
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
-from transformers import AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 QUESTIONS = [
     "Who are you?",
@@ -39,8 +42,7 @@ NEW_TOKENS = 40
 LOGITS_OF = [0, 12]  # prompts whose logits are written, at three positions each
 
 
-def main() -> None:
-    directory = sys.argv[1]
+def qwen2(directory: str) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     prompts = []
     for question in QUESTIONS:
@@ -66,7 +68,63 @@ def main() -> None:
                     logits = model(ids).logits[0].float()
                     case[name] = [[round(v, 5) for v in logits[p].tolist()] for p in positions]
             cases.append(case)
-    json.dump({"model": "tiny-qwen2", "cases": cases}, sys.stdout, separators=(",", ":"))
+    return {"model": "tiny-qwen2", "cases": cases}
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "eos_token_id": 0,
+}
+
+
+def weight(tensor: int, element: int) -> float:
+    """In [-0.5, 0.5): the same 32-bit hash as the test's."""
+    x = (element * 2654435761 + tensor * 40503 + 12345) & 0xFFFFFFFF
+    x ^= x >> 15
+    x = x * 2246822519 & 0xFFFFFFFF
+    x ^= x >> 13
+    return x / 2**32 - 0.5
+
+
+def llama() -> dict:
+    config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "architectures"})
+    model = LlamaForCausalLM(config).eval()
+    tensors = sorted(model.state_dict().items())
+    for number, (name, tensor) in enumerate(tensors):
+        values = [weight(number, e) for e in range(tensor.numel())]
+        norm = name.endswith("norm.weight")
+        scaled = [1 + v / 2 for v in values] if norm else [v / 2 for v in values]
+        tensor.copy_(torch.tensor(scaled).view(tensor.shape))
+    prompt = [(7 * i * i + 3 * i + 1) % config.vocab_size for i in range(150)]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0]
+    positions = [0, 70, 149]
+    rows = [[round(v, 6) for v in logits[p].tolist()] for p in positions]
+    shapes = {name: list(tensor.shape) for name, tensor in tensors}
+    return {"config": LLAMA, "shapes": shapes, "prompt": prompt, "positions": positions, "float32": rows}
+
+
+def main() -> None:
+    reference = qwen2(sys.argv[2]) if sys.argv[1] == "qwen2" else llama()
+    json.dump(reference, sys.stdout, separators=(",", ":"))
     print()
 
 
