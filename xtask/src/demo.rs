@@ -63,7 +63,9 @@ pub fn run(measure: &Measure, keep: bool, omega: f64) -> Result<()> {
     let scratch = Scratch::new()?;
     let mut figures = Figures::default();
 
-    println!("\n1  A chat with models/tiny-qwen2 on an emulated Ascend910B3 (functional: real arithmetic, no pacing)\n");
+    println!(
+        "\n1  A chat with models/tiny-qwen2 on an emulated Ascend910B3 (functional: real arithmetic, no pacing)\n"
+    );
     let model = build::root().join("models/tiny-qwen2");
     let model = model.to_str().context("the path of the source tree is not UTF-8")?;
     let tiny = ["--model", model, "--served-model-name", "tiny-qwen2"];
@@ -73,7 +75,9 @@ pub fn run(measure: &Measure, keep: bool, omega: f64) -> Result<()> {
 
     let spec = format!("Ascend910B3:timing:paced:omega={omega}");
     let seconds = if measure.quick { 12 } else { 60 };
-    println!("\n2  Qwen2.5-7B (shapes, no weights): {seconds} s of the Azure conversation trace at {TRACE_RATE} requests/s\n");
+    println!(
+        "\n2  Qwen2.5-7B (shapes, no weights): {seconds} s of the Azure conversation trace at {TRACE_RATE} requests/s\n"
+    );
     let mut label = String::new();
     for policy in POLICIES {
         label = trace(scratch.path(), &spec, policy, seconds, &mut figures)?;
@@ -170,7 +174,11 @@ fn trace(dir: &Path, spec: &str, policy: &str, seconds: u32, figures: &mut Figur
         .stdout(Stdio::null())
         .status()
         .context("starting loadgen")?;
-    ensure!(status.success(), "loadgen failed ({status}); the engine's last words:\n{}", stack._engine.program.output());
+    ensure!(
+        status.success(),
+        "loadgen failed ({status}); the engine's last words:\n{}",
+        stack._engine.program.output()
+    );
     figures.absorb(&json, &format!("{policy}_"))?;
     Ok(label)
 }

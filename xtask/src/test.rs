@@ -26,10 +26,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
                 "warnings",
             ]),
         )?;
-        step(
-            "dependency policy",
-            Command::new(env!("CARGO")).args(["deny", "check", "bans", "licenses", "sources"]),
-        )?;
+        step("dependency policy", Command::new(env!("CARGO")).args(["deny", "check", "bans", "licenses", "sources"]))?;
     }
     println!("── programs");
     build::programs(&[])?;

@@ -139,7 +139,10 @@ fn rate(http: &Http, streams: usize, tokens: u32) -> Result<f64> {
                 })
             })
             .collect();
-        tasks.into_iter().map(|t| t.join().map_err(|_| anyhow::anyhow!("a client thread panicked"))?).sum::<Result<u64>>()
+        tasks
+            .into_iter()
+            .map(|t| t.join().map_err(|_| anyhow::anyhow!("a client thread panicked"))?)
+            .sum::<Result<u64>>()
     })?;
     ensure!(total == streams as u64 * u64::from(tokens), "asked for {streams} × {tokens} tokens, got {total}");
     Ok(total as f64 / start.elapsed().as_secs_f64())
