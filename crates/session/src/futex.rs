@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub const SPIN: Duration = Duration::from_micros(4);
 
 /// Longest uninterrupted sleep.
-const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// Pauses between two looks at the clock.
 const PAUSES: u32 = 16;
