@@ -13,6 +13,7 @@ mod request;
 pub mod scheduler;
 mod service;
 mod steps;
+pub mod timing;
 
 use std::sync::Arc;
 
