@@ -107,7 +107,7 @@ pub(super) struct PhasePolicy {
     last_decode_turn: Nanos,
     /// Prefill time submitted since the last decode turn ended.
     prefill_since: Nanos,
-    /// `served` of the session whose prefill went last: where newcomers start.
+    /// `served` of the session whose prefill went last: newcomers start near it.
     served_mark: f64,
     rates: Vec<f64>,
 }
@@ -470,7 +470,8 @@ impl Policy for PhasePolicy {
         match op.phase {
             Phase::Prefill => {
                 lane.prefill.pushed(now, op.solo);
-                let mark = self.served_mark;
+                // A pause between two prompts keeps what the session was behind, a long absence does not.
+                let mark = self.served_mark - 2.0 * self.fair_quantum;
                 if lane.prefill.open() == Some(now)
                     && let Some(standing) = self.sessions.get_mut(&lane.info.session)
                 {

@@ -494,3 +494,22 @@ impl World {
         }
     }
 }
+
+impl World {
+    /// Session that submitted an operator.
+    pub fn submitted_by(&self, token: Token) -> Option<u64> {
+        self.trace.iter().find_map(|t| match t {
+            Trace::Submitted(_, submitted, key) if *submitted == token => Some(key.session),
+            _ => None,
+        })
+    }
+
+    /// When the session's last operator completed.
+    pub fn last_completion_of(&self, session: u64) -> Nanos {
+        let of_session = self.trace.iter().filter_map(|t| match t {
+            Trace::Completed(at, token) if self.submitted_by(*token) == Some(session) => Some(*at),
+            _ => None,
+        });
+        of_session.max().unwrap_or(0)
+    }
+}
