@@ -4,7 +4,7 @@
 //! cargo run --release -p interposer --example overhead                                   # device hosted in the process
 //! VNPU_SOCKET=/run/vnpu.sock cargo run --release -p interposer --example overhead        # through a daemon
 //! ```
-//! `--json FILE` writes the figures, `--quick` takes fewer samples. Calls go through the exported symbols, as an
+//! `--json FILE` writes the medians as one flat object, `--quick` takes fewer samples. Calls go through the exported symbols, as an
 //! application's do. Times of single calls are taken in bursts that fit into the ring, with the device idle before each, so
 //! that they are the caller's cost and not the device's; a sample is one burst, and the table gives medians and the
 //! middle 80 %.
@@ -20,6 +20,8 @@ use common::{Acl, D2H, F32, H2D, NULL, Ptr, load, load_as_is};
 const BURST: usize = 256;
 
 struct Figure {
+    /// Name in the JSON object.
+    key: &'static str,
     name: &'static str,
     unit: &'static str,
     samples: Vec<f64>,
@@ -32,12 +34,18 @@ impl Figure {
 }
 
 /// Takes `count` samples of `f`, which answers one.
-fn figure(name: &'static str, unit: &'static str, count: usize, mut f: impl FnMut() -> f64) -> Figure {
+fn figure(
+    key: &'static str,
+    name: &'static str,
+    unit: &'static str,
+    count: usize,
+    mut f: impl FnMut() -> f64,
+) -> Figure {
     // One sample to warm up.
     f();
     let mut samples: Vec<f64> = (0..count).map(|_| f()).collect();
     samples.sort_by(f64::total_cmp);
-    Figure { name, unit, samples }
+    Figure { key, name, unit, samples }
 }
 
 /// Nanoseconds of one of `BURST` calls of `f`; `settle` runs before and is not counted.
@@ -75,26 +83,30 @@ fn measure(acl: &Acl, quick: bool) -> Vec<Figure> {
     let settle = || acl.ok((acl.aclrtSynchronizeStream)(stream));
     let mut out = Vec::new();
 
-    out.push(figure("create and destroy a tensor", "ns", many, || {
+    out.push(figure("create_tensor_ns", "create and destroy a tensor", "ns", many, || {
         burst(|| (), || acl.ok((acl.aclDestroyTensor)(acl.tensor(memory, F32, &[16, 64]))))
     }));
-    out.push(figure("operator: 3 tensors, 1 scalar, both phases", "ns", many, || {
+    out.push(figure("operator_ns", "operator: 3 tensors, 1 scalar, both phases", "ns", many, || {
         burst(settle, || whole_operator(acl, memory, stream))
     }));
     let (t, alpha) = (acl.tensor(memory, F32, &[16, 64]), acl.scalar(1.0));
     let (mut workspace, mut executor) = (0, NULL);
     acl.ok((acl.aclnnAddGetWorkspaceSize)(t, t, alpha, t, &raw mut workspace, &raw mut executor));
     acl.ok((acl.aclSetAclOpExecutorRepeatable)(executor));
-    out.push(figure("phase two", "ns", many, || burst(settle, || acl.ok((acl.aclnnAdd)(NULL, 0, executor, stream)))));
+    out.push(figure("post_ns", "phase two", "ns", many, || {
+        burst(settle, || acl.ok((acl.aclnnAdd)(NULL, 0, executor, stream)))
+    }));
     let event = acl.event();
-    out.push(figure("record an event", "ns", many, || burst(settle, || acl.ok((acl.aclrtRecordEvent)(event, stream)))));
-    out.push(figure("synchronise an idle stream", "ns", many, || burst(settle, settle)));
+    out.push(figure("record_event_ns", "record an event", "ns", many, || {
+        burst(settle, || acl.ok((acl.aclrtRecordEvent)(event, stream)))
+    }));
+    out.push(figure("sync_idle_ns", "synchronise an idle stream", "ns", many, || burst(settle, settle)));
 
     let (mut free, mut total) = (0usize, 0usize);
-    out.push(figure("round trip (memory information)", "us", many, || {
+    out.push(figure("round_trip_us", "round trip (memory information)", "us", many, || {
         microseconds(|| acl.ok((acl.aclrtGetMemInfo)(1, &raw mut free, &raw mut total)))
     }));
-    out.push(figure("one operator and synchronise", "us", many, || {
+    out.push(figure("sync_us", "one operator and synchronise", "us", many, || {
         microseconds(|| {
             acl.ok((acl.aclnnAdd)(NULL, 0, executor, stream));
             settle();
@@ -102,7 +114,7 @@ fn measure(acl: &Acl, quick: bool) -> Vec<Figure> {
     }));
     let mut host = [0u8; 64];
     let host: Ptr = host.as_mut_ptr().cast();
-    out.push(figure("4 bytes to the host, pageable", "us", many, || {
+    out.push(figure("copy_4_bytes_us", "4 bytes to the host, pageable", "us", many, || {
         microseconds(|| acl.ok((acl.aclrtMemcpy)(host, 4, memory, 4, D2H)))
     }));
 
@@ -111,13 +123,13 @@ fn measure(acl: &Acl, quick: bool) -> Vec<Figure> {
     let mut pageable = vec![1u8; bytes];
     let pageable: Ptr = pageable.as_mut_ptr().cast();
     let pinned = handle!(acl, |out| (acl.aclrtMallocHost)(out, bytes));
-    for (name, dst, src, kind) in [
-        ("to the device, pageable", device, pageable, H2D),
-        ("to the device, pinned", device, pinned, H2D),
-        ("to the host, pageable", pageable, device, D2H),
-        ("to the host, pinned", pinned, device, D2H),
+    for (key, name, dst, src, kind) in [
+        ("h2d_pageable_gb_s", "to the device, pageable", device, pageable, H2D),
+        ("h2d_pinned_gb_s", "to the device, pinned", device, pinned, H2D),
+        ("d2h_pageable_gb_s", "to the host, pageable", pageable, device, D2H),
+        ("d2h_pinned_gb_s", "to the host, pinned", pinned, device, D2H),
     ] {
-        out.push(figure(name, "GB/s", few, || {
+        out.push(figure(key, name, "GB/s", few, || {
             bytes as f64 / 1e3 / microseconds(|| acl.ok((acl.aclrtMemcpy)(dst, bytes, src, bytes, kind)))
         }));
     }
@@ -142,13 +154,7 @@ fn main() {
         println!("{:<44} {median:>10.1} {low:>10.1} {high:>10.1} {}", f.name, f.unit);
     }
     if let Some(path) = value("--json") {
-        let row = |f: &Figure| {
-            serde_json::json!({
-                "name": f.name, "unit": f.unit, "samples": f.samples.len(),
-                "median": f.quantile(0.5), "p10": f.quantile(0.1), "p90": f.quantile(0.9),
-            })
-        };
-        let all = serde_json::json!({ "place": place, "figures": figures.iter().map(row).collect::<Vec<_>>() });
+        let all: serde_json::Map<_, _> = figures.iter().map(|f| (f.key.to_owned(), f.quantile(0.5).into())).collect();
         let text = serde_json::to_string_pretty(&all).expect("figures are numbers and names");
         std::fs::write(path, text + "\n").unwrap_or_else(|e| panic!("{path}: {e}"));
     }

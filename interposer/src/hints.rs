@@ -11,8 +11,8 @@ use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
 
 use session::Client;
@@ -81,6 +81,7 @@ impl Listener {
             .stack_size(STACK_BYTES)
             .spawn(move || Serving { listener, stopped, client, connections: Vec::new() }.run())?;
         LISTENING.store(fd, Ordering::Relaxed);
+        remove_at_exit(path);
         Ok(Self { path: path.to_owned(), stop: Some(stop), thread: Some(thread), process: std::process::id() })
     }
 }
@@ -98,7 +99,29 @@ impl Drop for Listener {
             let _ = thread.join();
         }
         let _ = std::fs::remove_file(&self.path);
+        BOUND.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+/// The bound path and the process that bound it: for applications that end without `aclFinalize`.
+static BOUND: Mutex<Option<(PathBuf, u32)>> = Mutex::new(None);
+
+/// Has the socket removed when the process ends of itself, whatever it calls or does not call before.
+fn remove_at_exit(path: &Path) {
+    extern "C" fn remove() {
+        if let Ok(mut bound) = BOUND.try_lock()
+            && let Some((path, process)) = bound.take()
+            && process == std::process::id()
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    static REGISTERED: Once = Once::new();
+    *BOUND.lock().unwrap_or_else(PoisonError::into_inner) = Some((path.to_owned(), std::process::id()));
+    REGISTERED.call_once(|| {
+        // SAFETY: `remove` is a plain function of this library, which is never unloaded; it neither panics nor blocks.
+        unsafe { libc::atexit(remove) };
+    });
 }
 
 /// Binds, taking the place of a socket that nobody listens at any more.
