@@ -42,6 +42,12 @@ fn main() {
     daemon.wait().expect("the daemon's end");
 }
 
+/// Records that the daemon's thread drains at once.
+const BATCH: usize = 64;
+
+/// Most batches that are kept: enough for the first measurement, which is the one that is reported.
+const COSTS_MAX: usize = 1000;
+
 /// A decode-step attention: the operator with the longest signature in common use.
 fn attention() -> OpCall {
     let mut call = OpCall::new(ops::aclnnFusedInferAttentionScoreV3);
@@ -82,7 +88,8 @@ fn measure(path: &Path, json: bool, scale: usize) {
         percentiles(&mut ns)
     };
     let post_body = bursts(&|| client.post_op(1, &body).expect("alive"));
-    let drain_ns = f64::from_bits(sync().payload[0]);
+    let [p10, p50, p90, _] = client.call(|reply| Record::MemInfo { reply }).expect("alive").payload;
+    let drain_ns = [p10, p50, p90].map(f64::from_bits);
     let post_call = bursts(&|| client.post(&Record::Op { stream: 1 }, Some(&call)).expect("alive"));
     let post_event = bursts(&|| client.post(&Record::EventRecord { event: 1, stream: 1 }, None).expect("alive"));
     let calls = |n: usize, pause: Duration| {
@@ -104,7 +111,7 @@ fn measure(path: &Path, json: bool, scale: usize) {
         ("post of an encoded operator, ns", "post_body_ns", post_body),
         ("post with encoding, ns", "post_call_ns", post_call),
         ("post of an event record, ns", "post_event_ns", post_event),
-        ("drain of an operator, ns", "drain_ns", [drain_ns; 3]),
+        ("drain of an operator, ns", "drain_ns", drain_ns),
         ("call, daemon awake, µs", "call_awake_us", awake),
         ("call, daemon asleep, µs", "call_asleep_us", asleep),
     ];
@@ -126,7 +133,8 @@ fn percentiles(values: &mut [f64]) -> [f64; 3] {
     [10, 50, 90].map(|p| values[(values.len() - 1) * p / 100])
 }
 
-/// Serves one client: answers a sync with the mean cost of draining a record since the last one.
+/// Serves one client. `MemInfo` is answered with percentiles of what draining a record cost so far, in nanoseconds, over
+/// full batches of [`BATCH`].
 fn serve(path: &Path) {
     let doorbell = Doorbell::new().expect("a doorbell");
     let facts = DeviceFacts { soc_name: "none".into(), hbm_bytes: 0, device_index: 0, epoch: 1 };
@@ -135,35 +143,32 @@ fn serve(path: &Path) {
     std::io::stdout().flush().expect("stdout");
     std::thread::spawn(move || {
         let (mut session, connection) = listener.accept().expect("a client");
-        let (mut spent, mut records, mut last) = (Duration::ZERO, 0, Instant::now());
+        let mut costs = vec![0.0; 1];
         while !connection.is_gone() {
+            let mut last = Instant::now();
             while last.elapsed() < AWAKE {
                 let start = Instant::now();
-                let (before, mean) = (records, spent.as_nanos() as f64 / f64::from(records.max(1)));
-                session
-                    .drain(256, &mut |replier, record, _| match record {
-                        Record::DeviceSync { reply } => {
-                            replier.reply(reply, &Reply::value(mean.to_bits()));
-                            last = Instant::now();
+                let taken = session
+                    .drain(BATCH, &mut |replier, record, _| match record {
+                        Record::DeviceSync { reply } => replier.reply(reply, &Reply::ok()),
+                        Record::MemInfo { reply } => {
+                            let [p10, p50, p90] = percentiles(&mut costs).map(f64::to_bits);
+                            replier.reply(reply, &Reply { payload: [p10, p50, p90, 0], ..Reply::ok() });
                         }
-                        _ => records += 1,
+                        _ => {}
                     })
                     .expect("an honest client");
-                if records - before >= 200 {
-                    spent += start.elapsed();
-                } else {
-                    // Waiting, or a batch too small to time.
-                    records = before;
-                }
-                if records != before {
+                if taken > 0 {
                     last = Instant::now();
+                }
+                if taken == BATCH && costs.len() < COSTS_MAX {
+                    costs.push(start.elapsed().as_nanos() as f64 / BATCH as f64);
                 }
             }
             if !session.prepare_sleep() {
                 doorbell.wait(Some(Duration::from_millis(100)));
             }
             session.cancel_sleep();
-            last = Instant::now();
         }
     });
     let _ = std::io::stdin().read(&mut [0]);

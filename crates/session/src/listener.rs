@@ -43,7 +43,7 @@ pub struct DeviceFacts {
     pub epoch: u64,
 }
 
-/// Why one connection did not become a session. Except for `Stopped` and `Listen` the listener goes on.
+/// Why one connection did not become a session. Except after `Stopped`, call accept again.
 #[derive(Debug, Error)]
 pub enum AcceptError {
     /// The client was told to stay out and why.
@@ -73,7 +73,7 @@ pub enum AcceptError {
     /// [`Stopper::stop`] was called.
     #[error("the listener was stopped")]
     Stopped,
-    /// The listening socket failed.
+    /// The listening socket failed, or the process is out of descriptors: pause before the next accept, or give up.
     #[error("cannot accept connections")]
     Listen(#[source] io::Error),
 }
@@ -150,7 +150,7 @@ impl Listener {
     /// Waits for the next client that completes its handshake, or for one that fails.
     ///
     /// # Errors
-    /// See [`AcceptError`]; call again unless it is `Stopped` or `Listen`.
+    /// See [`AcceptError`]; call again unless it is `Stopped`.
     pub fn accept(&self) -> Result<(ServerSession, Connection), AcceptError> {
         let mut pending = self.pending.lock();
         loop {

@@ -49,7 +49,7 @@ pub enum EncodeError {
 }
 
 /// The bytes are not what they claim to be: a protocol violation, never an ordinary failure.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// The input ends inside a field.
     #[error("{need} more bytes expected, {have} left")]
@@ -91,7 +91,10 @@ pub enum DecodeError {
     /// Text that must be UTF-8 and is not.
     #[error("{0} is not UTF-8")]
     Text(&'static str),
-    /// A hint that is not the JSON we expect.
-    #[error("hint: {0}")]
-    Json(String),
+    /// A line that is not the JSON of a hint.
+    #[error("not the JSON of a hint, from column {column} on")]
+    Json {
+        /// Where reading stopped, from 1; 0 if a field was missing or had no meaning.
+        column: usize,
+    },
 }

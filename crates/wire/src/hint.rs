@@ -88,7 +88,7 @@ impl Hint {
             let what = "bytes of a hint";
             return Err(DecodeError::TooMany { what, count: line.len(), max: HINT_JSON_BYTES_MAX });
         }
-        let hint: Self = serde_json::from_slice(line).map_err(|e| DecodeError::Json(e.to_string()))?;
+        let hint: Self = serde_json::from_slice(line).map_err(|e| DecodeError::Json { column: e.column() })?;
         match hint.check() {
             Err(EncodeError::TooMany { what, count, max }) => Err(DecodeError::TooMany { what, count, max }),
             _ => Ok(hint),

@@ -10,7 +10,7 @@
 //! - `decode(encode(x)) == x` for every value an encoder accepts, and decoders refuse trailing bytes.
 //! - Every change of layout, of a record or of a message raises [`PROTOCOL_VERSION`].
 //!
-//! **Costs.** An operator of four 3-d tensors is about 120 bytes. Encoding and decoding allocate nothing once the
+//! **Costs.** An operator of four 3-d tensors is about 100 bytes. Encoding and decoding allocate nothing once the
 //! caller's buffer and [`acl_abi::OpCall`] have grown to their steady size (hints own a tenant name and may allocate).
 
 pub mod control;

@@ -5,7 +5,7 @@
 //!
 //! | kind | bytes |
 //! |---|---|
-//! | tensor | one byte: dimensions in the low four bits ([`ABSENT`] for null), flags above; element type (1), address (8), then as the flags say: offset (8), format (4); sizes and, unless row-major, strides, each 4 bytes or 8 |
+//! | tensor | one byte: dimensions in the low four bits (15 for null), flags above; element type (1), address (8), then as the flags say: offset (8), format (4); sizes and, unless row-major, strides, each 4 bytes or 8 |
 //! | scalar | element type (1; 255 for null), bits (8) |
 //! | tensor list, scalar list | count (2; 65535 for null), entries |
 //! | int, bool, float array; string | count (4; 2³²−1 for null), entries of 8, 1, 4, 1 bytes |
@@ -34,7 +34,6 @@ const FORMAT: u8 = 0x40;
 const WIDE: u8 = 0x80;
 const FORMAT_ND: i32 = 2;
 
-const TENSOR_BYTES_MAX: usize = 1 + 1 + 8 + 8 + 4 + 2 * MAX_DIMS * 8;
 const TENSOR_BYTES_MIN: usize = 1 + 1 + 8;
 const SCALAR_BYTES: usize = 1 + 8;
 
@@ -176,93 +175,111 @@ fn put_scalar(s: Scalar, out: &mut Vec<u8>) {
     out.put(bytes);
 }
 
-/// Strides of a row-major view without gaps, as `TensorDesc::contiguous` computes them.
-fn row_major(dims: &[i64]) -> [i64; MAX_DIMS] {
-    let mut strides = [0; MAX_DIMS];
-    let mut stride = 1i64;
-    for (to, &d) in strides.iter_mut().zip(dims).take(dims.len()).rev() {
-        *to = stride;
-        stride = stride.saturating_mul(d.max(1));
-    }
-    strides
-}
-
 fn put_tensor(t: &TensorDesc, out: &mut Vec<u8>) -> Result<(), &'static str> {
-    if usize::from(t.ndim) > MAX_DIMS {
+    let n = usize::from(t.ndim);
+    if n > MAX_DIMS {
         return Err("a tensor has too many dimensions");
     }
-    let (dims, strides) = (t.dims(), t.strides());
-    if dims.iter().any(|&d| d < 0) {
+    // One pass: are the strides those of `TensorDesc::contiguous`, and which bits do the numbers use?
+    let (mut row_major, mut strided, mut dim_bits, mut stride_bits) = (1i64, false, 0, 0);
+    for (&d, &s) in t.dims[..n].iter().zip(&t.strides[..n]).rev() {
+        strided |= s != row_major;
+        row_major = row_major.saturating_mul(d.max(1));
+        dim_bits |= d as u64;
+        stride_bits |= s as u64;
+    }
+    if dim_bits >> 63 != 0 {
         return Err("a tensor has a size below zero");
     }
-    let strided = strides != &row_major(dims)[..dims.len()];
-    let narrow = |v: &i64| u32::try_from(*v).is_ok();
-    let wide = !(dims.iter().all(narrow) && (!strided || strides.iter().all(narrow)));
-
-    let mut bytes = [0u8; TENSOR_BYTES_MAX];
-    let mut at = 0;
-    let mut add = |field: &[u8]| {
-        bytes[at..at + field.len()].copy_from_slice(field);
-        at += field.len();
-    };
+    let wide = (dim_bits | if strided { stride_bits } else { 0 }) >> 32 != 0;
     let flag = |on, bit| if on { bit } else { 0 };
     let flags =
         flag(strided, STRIDED) | flag(t.offset != 0, OFFSET) | flag(t.format != FORMAT_ND, FORMAT) | flag(wide, WIDE);
-    add(&[t.ndim | flags, t.dtype.abi() as u8]);
-    add(&t.addr.to_le_bytes());
+
+    let mut head = [0; TENSOR_BYTES_MIN];
+    head[0] = t.ndim | flags;
+    head[1] = t.dtype.abi() as u8;
+    head[2..].copy_from_slice(&t.addr.to_le_bytes());
+    out.put(head);
     if t.offset != 0 {
-        add(&t.offset.to_le_bytes());
+        out.i64(t.offset);
     }
     if t.format != FORMAT_ND {
-        add(&t.format.to_le_bytes());
+        out.i32(t.format);
     }
-    for v in dims.iter().chain(if strided { strides } else { &[] }) {
-        if wide {
-            add(&v.to_le_bytes());
-        } else {
-            add(&(*v as u32).to_le_bytes());
-        }
+    put_sizes(&t.dims, n, wide, out);
+    if strided {
+        put_sizes(&t.strides, n, wide, out);
     }
-    out.extend_from_slice(&bytes[..at]);
     Ok(())
+}
+
+#[inline]
+fn put_sizes(sizes: &[i64; MAX_DIMS], n: usize, wide: bool, out: &mut Vec<u8>) {
+    if wide {
+        sizes[..n].iter().for_each(|&v| out.i64(v));
+    } else {
+        // All of them at a fixed length, then only those in use: no loop over a variable length.
+        let mut bytes = [0; MAX_DIMS * 4];
+        for (to, &v) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(sizes) {
+            *to = (v as u32).to_le_bytes();
+        }
+        out.extend_from_slice(&bytes[..n * 4]);
+    }
 }
 
 fn take_dtype(abi: u8) -> Result<DataType, DecodeError> {
     DataType::from_abi(i32::from(abi)).ok_or(DecodeError::Unknown { what: "element type", value: u64::from(abi) })
 }
 
-/// `None` for an absent tensor.
-fn take_tensor(r: &mut Reader<'_>) -> Result<Option<TensorDesc>, DecodeError> {
-    let first = r.u8()?;
-    if first == ABSENT {
-        return Ok(None);
-    }
+/// Reads the tensor that starts with `first` into the end of `tensors`.
+fn take_tensor(first: u8, r: &mut Reader<'_>, tensors: &mut Vec<TensorDesc>) -> Result<(), DecodeError> {
     let ndim = first & NDIM;
-    if usize::from(ndim) > MAX_DIMS {
+    let n = usize::from(ndim);
+    if n > MAX_DIMS {
         return Err(DecodeError::Range { what: "number of dimensions", value: i64::from(ndim) });
+    }
+    if tensors.len() >= TENSORS_MAX {
+        return Err(DecodeError::TooMany { what: "tensors", count: tensors.len() + 1, max: TENSORS_MAX });
     }
     let has = |bit| first & bit != 0;
     let dtype = take_dtype(r.u8()?)?;
     let addr = r.u64()?;
     let offset = if has(OFFSET) { r.i64()? } else { 0 };
     let format = if has(FORMAT) { r.i32()? } else { FORMAT_ND };
-    let mut dims = [0; MAX_DIMS];
-    for d in &mut dims[..usize::from(ndim)] {
-        *d = if has(WIDE) { r.i64()? } else { i64::from(r.u32()?) };
-        if *d < 0 {
-            return Err(DecodeError::Range { what: "size of a dimension", value: *d });
+    let (mut dims, mut strides) = ([0; MAX_DIMS], [0; MAX_DIMS]);
+    take_sizes(&mut dims, n, has(WIDE), r)?;
+    if has(WIDE)
+        && let Some(&value) = dims.iter().find(|&&d| d < 0)
+    {
+        return Err(DecodeError::Range { what: "size of a dimension", value });
+    }
+    if has(STRIDED) {
+        take_sizes(&mut strides, n, has(WIDE), r)?;
+    } else {
+        let mut row_major = 1i64;
+        for (s, &d) in strides[..n].iter_mut().zip(&dims[..n]).rev() {
+            *s = row_major;
+            row_major = row_major.saturating_mul(d.max(1));
         }
     }
-    let strides = if has(STRIDED) {
-        let mut strides = [0; MAX_DIMS];
-        for s in &mut strides[..usize::from(ndim)] {
-            *s = if has(WIDE) { r.i64()? } else { i64::from(r.u32()?) };
+    tensors.push(TensorDesc { addr, offset, dtype, format, ndim, dims, strides });
+    Ok(())
+}
+
+#[inline]
+fn take_sizes(sizes: &mut [i64; MAX_DIMS], n: usize, wide: bool, r: &mut Reader<'_>) -> Result<(), DecodeError> {
+    let bytes = r.take(if wide { n * 8 } else { n * 4 })?;
+    if wide {
+        for (v, bytes) in sizes.iter_mut().zip(bytes.as_chunks().0) {
+            *v = i64::from_le_bytes(*bytes);
         }
-        strides
     } else {
-        row_major(&dims[..usize::from(ndim)])
-    };
-    Ok(Some(TensorDesc { addr, offset, dtype, format, ndim, dims, strides }))
+        for (v, bytes) in sizes.iter_mut().zip(bytes.as_chunks().0) {
+            *v = i64::from(u32::from_le_bytes(*bytes));
+        }
+    }
+    Ok(())
 }
 
 fn take_scalar(dtype: u8, r: &mut Reader<'_>) -> Result<Scalar, DecodeError> {
@@ -291,12 +308,12 @@ fn bounded(
 
 fn take_arg(kind: Kind, r: &mut Reader<'_>, call: &mut OpCall) -> Result<Arg, DecodeError> {
     Ok(match kind {
-        Kind::Tensor | Kind::TensorOut => match take_tensor(r)? {
-            None => Arg::Absent,
-            Some(t) => {
-                bounded(r, call.tensors.len(), 1, 0, "tensors", TENSORS_MAX)?;
-                call.tensors.push(t);
-                Arg::Tensor((call.tensors.len() - 1) as u16)
+        Kind::Tensor | Kind::TensorOut => match r.u8()? {
+            ABSENT => Arg::Absent,
+            first => {
+                let index = call.tensors.len() as u16;
+                take_tensor(first, r, &mut call.tensors)?;
+                Arg::Tensor(index)
             }
         },
         Kind::TensorList | Kind::TensorListOut => match r.u16()? {
@@ -305,8 +322,9 @@ fn take_arg(kind: Kind, r: &mut Reader<'_>, call: &mut OpCall) -> Result<Arg, De
                 bounded(r, call.tensors.len(), len.into(), TENSOR_BYTES_MIN, "tensors", TENSORS_MAX)?;
                 let start = call.tensors.len() as u16;
                 for _ in 0..len {
-                    let absent = DecodeError::Unknown { what: "tensor in a list", value: ABSENT.into() };
-                    call.tensors.push(take_tensor(r)?.ok_or(absent)?);
+                    // An absent one has too many dimensions: a list has no holes.
+                    let first = r.u8()?;
+                    take_tensor(first, r, &mut call.tensors)?;
                 }
                 Arg::TensorList { start, len }
             }

@@ -20,12 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const DEATH_NOTICED: Duration = Duration::from_millis(200);
 
 fn main() {
-    let mut args = std::env::args().skip(1);
-    let first = args.next();
-    if first.as_deref() == Some("role") {
-        return roles::run(&args.collect::<Vec<_>>());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [role, rest @ ..] = &args[..]
+        && role == "role"
+    {
+        return roles::run(rest);
     }
-    let tests: &[(&str, fn(&Path))] = &[
+    type Test = fn(&Path);
+    let tests: &[(&str, Test)] = &[
         ("handshake_tells_facts_and_identity", handshake_tells_facts_and_identity),
         ("other_versions_are_refused_with_both_versions", other_versions_are_refused_with_both_versions),
         ("other_operator_tables_are_refused", other_operator_tables_are_refused),
@@ -46,8 +48,11 @@ fn main() {
         ("stale_socket_is_taken_over_and_a_live_one_is_not", stale_socket_is_taken_over_and_a_live_one_is_not),
         ("stopped_listener_stays_stopped", stopped_listener_stays_stopped),
     ];
-    // As the built-in harness does: a word filters by name, options are not ours.
-    let filter = first.filter(|word| !word.starts_with('-')).unwrap_or_default();
+    // As the built-in harness does: a word filters by name and `--list` lists; other options are not ours.
+    let filter = args.iter().find(|word| !word.starts_with('-')).cloned().unwrap_or_default();
+    if args.iter().any(|word| word == "--list") {
+        return tests.iter().for_each(|(name, _)| println!("{name}: test"));
+    }
     let mut ran = 0;
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
         let dir = tempfile::tempdir().expect("a temporary directory");
