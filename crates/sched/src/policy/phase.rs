@@ -3,12 +3,14 @@
 //! A decoding stream owes a token every τ ([`super::clock`]); what is left until the next one is due, less the work that
 //! the step still needs, is its slack `S_D`. While both phases want the device:
 //!
-//! 1. if running side by side is predicted to gain throughput (`r_D + r_P ≥ 1 + γ`) and decode stays in its slack at its
-//!    slowed rate, nobody is held back;
-//! 2. else, while `S_D` exceeds the margin, decode is held back and prefill runs ([`HoldReason::DecodeHasSlack`]);
-//! 3. else decode runs and prefill is held back until the step is complete ([`HoldReason::DecodeDue`]), bridging the short
+//! 1. if the prefill that is queued ends within `S_D`, decode is held back and prefill has the device alone
+//!    ([`HoldReason::DecodeHasSlack`]): its first token is out soonest, and no token of decode is late;
+//! 2. else, if running side by side is predicted to gain throughput (`r_D + r_P ≥ 1 + γ`) and decode stays in its slack at
+//!    its slowed rate, nobody is held back: with a backlog of prompts, capacity is what shortens their wait;
+//! 3. else, while `S_D` exceeds the margin, decode is held back and prefill runs ([`HoldReason::DecodeHasSlack`]);
+//! 4. else decode runs and prefill is held back until the step is complete ([`HoldReason::DecodeDue`]), bridging the short
 //!    gaps in which the host launches the next operator;
-//! 4. but a prefill that is urgent (older than a part of its TTFT target) gets a floor: [`PREFILL_FLOOR`] of the time, as
+//! 5. but a prefill that is urgent (older than a part of its TTFT target) gets a floor: [`PREFILL_FLOOR`] of the time, as
 //!    much as it lacks after each decode turn ([`HoldReason::PrefillOverdue`], counted as an overload).
 //!
 //! The margin is `θ·τ` plus the prefill operators that stand between now and decode: those in flight and the next.
@@ -240,7 +242,9 @@ impl PhasePolicy {
     fn share(&mut self, now: Nanos, next_prefill: Nanos, stats: &mut Stats) {
         let (mut due, mut work, mut tau, mut ahead) = (Nanos::MAX, 0u64, self.tpot, next_prefill);
         let (mut decode, mut prefill) = (Demand::default(), Demand::default());
+        let mut prefill_left: Nanos = 0;
         for (_, lane) in self.active_lanes() {
+            prefill_left = prefill_left.saturating_add(lane.prefill.pending());
             ahead = ahead.saturating_add(lane.prefill_flying_solo);
             if lane.prefill.pending() > 0 {
                 add(&mut prefill, &lane.prefill_usage);
@@ -253,7 +257,9 @@ impl PhasePolicy {
             }
         }
         let reserve = (self.config.theta * tau as f64) as Nanos;
-        let latest = due.saturating_sub(work).saturating_sub(reserve).saturating_sub(ahead);
+        let decode_start = due.saturating_sub(work).saturating_sub(reserve);
+        let latest = decode_start.saturating_sub(ahead);
+        let fits = now.saturating_add(prefill_left) <= decode_start;
 
         let pair = [(decode, Phase::Decode), (prefill, Phase::Prefill)];
         rates_into(&pair, &self.config.corun, &mut self.rates);
@@ -261,14 +267,14 @@ impl PhasePolicy {
         let slowed = (work as f64 / decode_rate) as Nanos;
         let known = decode.solo_s > 0.0 && prefill.solo_s > 0.0;
         let pays = known && decode_rate + prefill_rate >= 1.0 + self.config.gamma;
-        if pays && now <= due.saturating_sub(slowed).saturating_sub(reserve) {
+        if !fits && pays && now <= due.saturating_sub(slowed).saturating_sub(reserve) {
             stats.coruns += u64::from(!self.side_by_side);
             self.side_by_side = true;
             self.turn = Turn::Both;
             return;
         }
         self.side_by_side = false;
-        if now < latest {
+        if fits || now < latest {
             self.turn = Turn::Prefill;
             self.plan.hold_decode = Some(Hold { reason: HoldReason::DecodeHasSlack, until: Some(latest) });
             self.disturb_decode();
