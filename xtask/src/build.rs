@@ -15,16 +15,22 @@ pub fn root() -> &'static Path {
 }
 
 /// Builds every program in release, with cargo's own progress.
-pub fn programs(extra: &[&str]) -> Result<()> {
+pub fn programs() -> Result<()> {
     let packages = ["gateway", "vnpu-daemon", "interposer", "engine", "loadgen", "vnpu"];
     let mut command = Command::new(env!("CARGO"));
     command.args(["build", "--release", "--locked"]).current_dir(root());
     for package in packages {
         command.args(["--package", package]);
     }
-    // Without examples and benches only the programs and the interposer's shared object are built.
-    command.args(extra);
     ensure!(command.status().context("starting cargo")?.success(), "the build failed");
+    Ok(())
+}
+
+/// Builds an example of a package in release.
+pub fn example(package: &str, name: &str) -> Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--release", "--locked", "--package", package, "--example", name]).current_dir(root());
+    ensure!(command.status().context("starting cargo")?.success(), "the build of {name} failed");
     Ok(())
 }
 

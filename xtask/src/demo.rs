@@ -59,7 +59,7 @@ impl Stack {
 /// Runs both acts.
 pub fn run(measure: &Measure, keep: bool, omega: f64) -> Result<()> {
     ensure!((0.0..=1.0).contains(&omega), "--omega must lie between 0 and 1, not {omega}");
-    build::programs(&[])?;
+    build::programs()?;
     let scratch = Scratch::new()?;
     let mut figures = Figures::default();
 

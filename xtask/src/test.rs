@@ -29,7 +29,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         step("dependency policy", Command::new(env!("CARGO")).args(["deny", "check", "bans", "licenses", "sources"]))?;
     }
     println!("── programs");
-    build::programs(&[])?;
+    build::programs()?;
     println!("── tests");
     let mut command = Command::new(env!("CARGO"));
     // Documentation examples are compiled by no target of ours; libraries, programs and integration tests are.

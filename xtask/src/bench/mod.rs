@@ -2,4 +2,3 @@
 
 pub mod overhead;
 pub mod timing;
-

@@ -21,8 +21,8 @@ const PAIRS_QUICK: usize = 3;
 
 /// Runs the benchmark.
 pub fn run(measure: &Measure) -> Result<()> {
-    build::programs(&[])?;
-    build::programs(&["--example", "overhead"])?;
+    build::programs()?;
+    build::example("interposer", "overhead")?;
     let scratch = Scratch::new()?;
     let pairs = if measure.quick { PAIRS_QUICK } else { PAIRS };
     let mut figures = Figures::default();
