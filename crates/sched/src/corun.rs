@@ -68,7 +68,8 @@ pub fn rates_into(operators: &[(Demand, Phase)], corun: &CoRun, out: &mut Vec<f6
 /// Part of each resource that a running operator occupies.
 fn usage(demand: &Demand) -> [f64; 3] {
     let solo = demand.solo_s.max(f64::MIN_POSITIVE);
-    [demand.cube, demand.vector, demand.hbm].map(|k| (k / solo).clamp(0.0, 1.0))
+    // The largest finite demands give NaN here; whoever asks for that much uses everything.
+    [demand.cube, demand.vector, demand.hbm].map(|k| k / solo).map(|u| if u.is_nan() { 1.0 } else { u.clamp(0.0, 1.0) })
 }
 
 /// Max-min fair rates by progressive filling. Rates still rising are kept negative (−1) in `out`.

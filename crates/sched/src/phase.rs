@@ -75,9 +75,9 @@ impl Classifier {
                 self.sequences = batch.prefilling + batch.decoding;
             }
         } else if let Some(rows) = lookup_tokens(call) {
-            self.current = self.from_tokens(rows, true);
+            self.current = self.guess(rows, true);
         } else if let Some(rows) = product_rows(call) {
-            self.current = self.from_tokens(rows, false);
+            self.current = self.guess(rows, false);
         }
         self.current
     }
@@ -88,7 +88,7 @@ impl Classifier {
     }
 
     /// Weak evidence: `rows` tokens enter a product, or a lookup that begins a step.
-    fn from_tokens(&self, rows: u64, begins_step: bool) -> Phase {
+    fn guess(&self, rows: u64, begins_step: bool) -> Phase {
         // The body of the step has `tokens` rows, its output layer one a sequence.
         if self.tokens > 0 && (rows == self.tokens || (!begins_step && rows == self.sequences)) {
             return self.current;

@@ -40,8 +40,9 @@ fn step(d: &mut Dispatcher, now: Nanos) -> Vec<i64> {
 #[test]
 fn a_wait_binds_to_the_record_before_it() {
     use Item::{RecordEvent as Record, ResetEvent as Reset, WaitEvent as Wait};
-    // What is pushed to A, then to B before B's operator 9; which completions of A's operators 1 and 2 let 9 go.
-    let cases: [(&str, &[Item], &[Item], &[Item], usize); 6] = [
+    // What is pushed to A, to B, to A again, and then B's operator 9; how many completions of A's operators let 9 go.
+    type Case<'a> = (&'a str, &'a [Item], &'a [Item], &'a [Item], usize);
+    let cases: [Case<'_>; 6] = [
         ("no record", &[op(1, 5)], &[Wait(E)], &[], 0),
         ("a record", &[op(1, 5), Record(E), op(2, 5)], &[Wait(E)], &[], 1),
         ("re-recorded before the wait", &[op(1, 5), Record(E), op(2, 5), Record(E)], &[Wait(E)], &[], 2),
@@ -255,4 +256,36 @@ fn unknown_completions_are_counted_and_ignored() {
     d.complete(1, 1);
     assert_eq!(d.stats().unknown_completions, 2, "before its submission and after its completion");
     assert_eq!(d.stats().completed_total(), 1);
+}
+
+/// Shapes come from clients: whatever time they are predicted to take, nothing overflows.
+#[test]
+fn absurd_predictions_do_no_harm() {
+    for name in PolicyName::ALL {
+        let mut d = Dispatcher::new(PolicyConfig::named(name), Limits::default());
+        d.open_session(1, SessionParams::default()).unwrap();
+        let huge = Demand { cube: f64::INFINITY, hbm: f64::INFINITY, solo_s: f64::INFINITY, ..Demand::default() };
+        for (stream, phase) in [(1, Phase::Prefill), (2, Phase::Decode), (3, Phase::Unknown)] {
+            let key = StreamKey { session: 1, stream };
+            d.open_stream(key, 0).unwrap();
+            for i in 0..4 {
+                let token = u64::from(stream) * 10 + i;
+                d.push(0, key, Item::Op { token, solo: Nanos::MAX, demand: huge, phase }).unwrap();
+            }
+            d.push(0, key, Item::Notify { token: 100 + u64::from(stream) }).unwrap();
+        }
+        let (mut now, mut answered, mut running) = (0, 0, std::collections::VecDeque::new());
+        while answered < 3 {
+            let gone = step(&mut d, now);
+            answered += gone.iter().filter(|t| **t < 0).count();
+            running.extend(gone.into_iter().filter(|t| *t > 0));
+            d.earliest_release(now);
+            now += 1_000_000_000;
+            if let Some(token) = running.pop_front() {
+                d.complete(now, token as Token);
+            }
+            assert!(now < 1_000 * 1_000_000_000, "{}: no end in sight", name.name());
+        }
+        assert_eq!(d.queued(), 0, "{}", name.name());
+    }
 }

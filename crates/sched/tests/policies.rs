@@ -52,7 +52,8 @@ fn order(name: PolicyName, program: &[Op]) -> String {
 #[test]
 fn every_policy_on_the_same_programs() {
     use PolicyName::{Fifo, Passthrough, Phase};
-    let cases: [(&str, &[Op], [(PolicyName, &str); 3]); 6] = [
+    type Case = (&'static str, &'static [Op], [(PolicyName, &'static str); 3]);
+    let cases: [Case; 6] = [
         (
             "one stream runs in order",
             &[(1, D, 1), (1, D, 1), (1, D, 1)],

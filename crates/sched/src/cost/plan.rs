@@ -126,7 +126,7 @@ fn build(signature: &'static Signature) -> Plan {
     }
     if written == 0 {
         // An output that the header does not mark stands last.
-        written = tensors().last().map_or(0, |(i, _)| 1 << i);
+        written = tensors().next_back().map_or(0, |(i, _)| 1 << i);
     }
 
     // Rows of a table: what crosses HBM is the rows, read here and written there, not the table.

@@ -329,7 +329,8 @@ impl Dispatcher {
             return;
         };
         self.stats.completed[op.phase.index()] += 1;
-        self.stats.completed_solo_ns[op.phase.index()] += op.solo;
+        let solo = &mut self.stats.completed_solo_ns[op.phase.index()];
+        *solo = solo.saturating_add(op.solo);
         self.policy.completed(now, index, &op, &mut self.stats);
         self.work.push(index);
         self.settle(now);

@@ -10,10 +10,9 @@
 
 use crate::Nanos;
 
-/// Part of the mean step's work below which a boundary does not end a step.
+/// Part of the mean step's work below which a boundary does not end a step. Under a half, so that steps which really
+/// became smaller pull the mean down even while two of them count as one, and are told apart again.
 const STEP_PART_MIN: f64 = 0.4;
-/// How much a refused boundary lowers the mean, so that steps which really became smaller are seen after a few.
-const REFUSED_DECAY: f64 = 0.9;
 /// Weight of the newest step in the mean.
 const NEWEST: f64 = 0.3;
 /// A stream without work for so long has ended its step even if no boundary said so.
@@ -60,7 +59,7 @@ impl StepClock {
         if self.open.is_none() {
             return 0;
         }
-        let expected = self.mean_work.unwrap_or(0.0).max((self.done + self.pending) as f64);
+        let expected = self.mean_work.unwrap_or(0.0).max(self.done.saturating_add(self.pending) as f64);
         let left = (expected - self.done as f64).max(self.pending as f64);
         (left * if self.trim > 0.0 { self.trim } else { 1.0 }) as Nanos
     }
@@ -77,7 +76,7 @@ impl StepClock {
         if self.open.is_none() {
             self.begin(now);
         }
-        self.pending += solo;
+        self.pending = self.pending.saturating_add(solo);
         ended
     }
 
@@ -89,7 +88,7 @@ impl StepClock {
     /// An operator completed.
     pub fn completed(&mut self, now: Nanos, solo: Nanos) {
         self.pending = self.pending.saturating_sub(solo);
-        self.done += solo;
+        self.done = self.done.saturating_add(solo);
         if self.pending == 0 {
             self.empty_since = now;
         }
@@ -107,6 +106,7 @@ impl StepClock {
 
     fn begin(&mut self, now: Nanos) {
         self.open = Some(now);
+        self.empty_since = now;
         self.done = 0;
         self.clean = true;
     }
@@ -118,15 +118,12 @@ impl StepClock {
             return None;
         }
         match &mut self.mean_work {
-            Some(mean) if done < STEP_PART_MIN * *mean => {
-                *mean *= REFUSED_DECAY;
-                return None;
-            }
+            Some(mean) if done < STEP_PART_MIN * *mean => return None,
             Some(mean) => *mean += NEWEST * (done - *mean),
             None => self.mean_work = Some(done),
         }
         if self.clean {
-            let measured = ((now - began) as f64 / done).clamp(TRIM.0, TRIM.1);
+            let measured = (now.saturating_sub(began) as f64 / done).clamp(TRIM.0, TRIM.1);
             self.trim = if self.trim > 0.0 { self.trim + NEWEST * (measured - self.trim) } else { measured };
         }
         self.open = None;

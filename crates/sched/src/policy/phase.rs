@@ -517,7 +517,7 @@ impl Policy for PhasePolicy {
         match op.phase {
             Phase::Prefill => {
                 lane.prefill_flying += 1;
-                lane.prefill_flying_solo += op.solo;
+                lane.prefill_flying_solo = lane.prefill_flying_solo.saturating_add(op.solo);
                 self.prefill_flying += 1;
                 self.prefill_since = self.prefill_since.saturating_add(op.solo);
                 if let Some(standing) = self.sessions.get_mut(&lane.info.session) {
