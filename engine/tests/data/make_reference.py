@@ -37,6 +37,10 @@ TEXTS = [
     "One two three four five six seven eight nine ten. " * 8,
     "The daemon owns the device and decides which operator runs next. " * 12,
     "Hello, world! " * 3,
+    "San Francisco is a",
+    "The KV cache holds",
+    "A virtual device looks like a real one to a program. " * 5,
+    "Tokens leave one by one. " * 8,
 ]
 NEW_TOKENS = 40
 LOGITS_OF = [0, 12]  # prompts whose logits are written, at three positions each
