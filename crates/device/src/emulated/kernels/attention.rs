@@ -1,22 +1,24 @@
 //! FusedInferAttentionScoreV3: attention over packed, batched or paged keys and values.
 //!
-//! For one query row and one head: scores `sᵢ = scale·(q·kᵢ)` ([`gemm::scores`], a fixed order over the width); their
-//! maximum `m`; weights `pᵢ = e^(sᵢ − m)`; their sum in the fixed order of [`math::sum`]; `Σ pᵢ·vᵢ` in order of the token,
-//! and one division. Nothing depends on anything but the row itself and the keys it sees: not on how many rows or
-//! sequences are computed together, not on how the prompt is cut into chunks, not on pages or threads. So a token has the
-//! same bits alone, in a batch, in prefill, in decode, and after its request was put back and computed again.
+//! For one query row and one head: scores `sᵢ = scale·(q·kᵢ)`; their maximum `m`; weights `pᵢ = e^(sᵢ − m)`; their sum in the
+//! fixed order of [`math::sum`]; `Σ pᵢ·vᵢ`, and one division. Both products are [`gemm::multiply`]'s, the second one piece of
+//! [`TOKENS`] tokens after another. Pieces start at multiples of [`TOKENS`] of the sequence, so that the order of every sum
+//! depends on nothing but the row itself and the keys it sees: not on how many rows or sequences are computed together, not
+//! on how the prompt is cut into chunks, not on pages or threads. So a token has the same bits alone, in a batch, in
+//! prefill, in decode, and after its request was put back and computed again. Keys that a row does not see are not
+//! multiplied by a weight of 0 but left out, so that an infinity in them does not reach the row.
 //!
 //! Work is cut into items of one sequence, one kv head and up to [`ROWS`] query rows (the query heads that share a kv
-//! head are rows together, so that a key is loaded once for all of them). Keys and values are widened in pieces of
-//! [`TOKENS`]. Large calls compute items on several threads, in waves; results are stored by the worker alone.
+//! head are rows together, so that a key is loaded once for all of them). Large calls compute items on several threads, in
+//! waves; results are stored by the worker alone.
 
 use super::args::Args;
 use super::attention_plan::{Plan, Sequence};
 use super::fault::Outcome;
-use super::gemm;
+use super::gemm::{self, Matrix};
 use super::nest::store_all;
 use super::view::View;
-use super::{Machine, math, simd, sized};
+use super::{Machine, math, sized};
 use crate::emulated::hbm::Hbm;
 
 /// Query rows that share a pass over the keys, about.
@@ -168,17 +170,12 @@ fn compute(hbm: &Hbm, plan: &Plan<'_>, slot: &mut Slot) -> Outcome {
     // Later queries see more: the last one's keys are all that the item needs.
     let keys = visible(plan, &sequence, from + queries - 1);
     let scores = sized(&mut slot.scores, rows * keys)?;
-    let mut done = 0;
-    while done < keys {
-        let piece = plan.keys(hbm, &sequence, kv_head, done, TOKENS.min(keys - done))?;
-        let tokens = sized(&mut slot.tokens, piece.dim(0) * width)?;
-        piece.load_matrix(hbm, tokens);
-        if width == 0 {
-            (0..rows).for_each(|row| scores[row * keys + done..][..piece.dim(0)].fill(0.0));
-        } else {
-            gemm::scores(query, tokens, width, scores, keys, done);
-        }
-        done += piece.dim(0);
+    for from in (0..keys).step_by(TOKENS) {
+        let count = TOKENS.min(keys - from);
+        let tokens = sized(&mut slot.tokens, count * width)?;
+        widen(hbm, tokens, count, |done, limit| plan.keys(hbm, &sequence, kv_head, from + done, limit))?;
+        let tokens = Matrix::rows(tokens, count, width).transposed();
+        gemm::multiply(Matrix::rows(query, rows, width), tokens, &mut scores[from..], keys, false);
     }
     let out = sized(&mut slot.out, rows * value_width)?;
     let lse = sized(&mut slot.lse, rows)?;
@@ -188,30 +185,21 @@ fn compute(hbm: &Hbm, plan: &Plan<'_>, slot: &mut Slot) -> Outcome {
         let seen = visible(plan, &sequence, index);
         lse[row] = weigh(hbm, plan.scale, sequence.mask.as_ref(), index, &mut scores[row * keys..][..seen]);
     }
-    done = 0;
-    while done < keys {
-        let piece = plan.values(hbm, &sequence, kv_head, done, TOKENS.min(keys - done))?;
-        let count = piece.dim(0);
+    for first in (0..keys).step_by(TOKENS) {
+        let count = TOKENS.min(keys - first);
         let tokens = sized(&mut slot.tokens, count * value_width)?;
-        piece.load_matrix(hbm, tokens);
-        let seen = |row: usize| visible(plan, &sequence, from + row / group).clamp(done, done + count) - done;
+        widen(hbm, tokens, count, |done, limit| plan.values(hbm, &sequence, kv_head, first + done, limit))?;
+        let seen = |row: usize| visible(plan, &sequence, from + row / group).clamp(first, first + count) - first;
         let mut row = 0;
         while row < rows {
-            // Four rows at a time where they see the same tokens of this piece.
-            let together = if row + 4 <= rows && seen(row) == seen(row + 3) { 4 } else { 1 };
-            let tokens = &tokens[..seen(row) * value_width];
-            let weights = |r: usize| &scores[(row + r) * keys + done..][..seen(row)];
-            let out = &mut out[row * value_width..][..together * value_width];
-            if together == 4 {
-                let (a, b) = out.split_at_mut(2 * value_width);
-                let ((a, b), (c, d)) = (a.split_at_mut(value_width), b.split_at_mut(value_width));
-                simd::accumulate(std::array::from_fn(weights), tokens, [a, b, c, d]);
-            } else {
-                simd::accumulate([weights(0)], tokens, [out]);
-            }
+            // As many rows at a time as see the same tokens of this piece.
+            let seen_here = seen(row);
+            let together = (row..rows).take_while(|&row| seen(row) == seen_here).count();
+            let weights = Matrix::new(scores, row * keys + first, [together, seen_here], [keys as isize, 1]);
+            let tokens = Matrix::rows(tokens, seen_here, value_width);
+            gemm::multiply(weights, tokens, &mut out[row * value_width..], value_width, true);
             row += together;
         }
-        done += count;
     }
     for row in 0..rows {
         let seen = visible(plan, &sequence, from + row / group);
@@ -223,6 +211,19 @@ fn compute(hbm: &Hbm, plan: &Plan<'_>, slot: &mut Slot) -> Outcome {
         } else {
             lse[row] = f32::INFINITY;
         }
+    }
+    Ok(())
+}
+
+/// Fills `tokens` with `count` tokens in single precision: those of `piece(done, limit)`, a view of one to `limit` of them.
+fn widen(hbm: &Hbm, mut tokens: &mut [f32], count: usize, piece: impl Fn(usize, usize) -> Outcome<View>) -> Outcome {
+    let mut done = 0;
+    while done < count {
+        let piece = piece(done, count - done)?;
+        let (here, rest) = tokens.split_at_mut(piece.elements());
+        piece.load_matrix(hbm, here);
+        tokens = rest;
+        done += piece.dim(0);
     }
     Ok(())
 }

@@ -474,7 +474,7 @@ fn heads(args: &Args<'_>, position: usize, or: usize) -> Outcome<usize> {
 
 fn float(args: &Args<'_>, position: usize, view: View) -> Outcome<View> {
     let name = args.name(position);
-    ensure!(gemm::is_weight(view.dtype), "{name}: element type {} is not supported", lane::name(view.dtype));
+    ensure!(gemm::is_operand(view.dtype), "{name}: element type {} is not supported", lane::name(view.dtype));
     Ok(view)
 }
 

@@ -62,7 +62,7 @@ fn reduce(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// Adds eight lanes as a balanced tree.
 #[inline(always)]
-pub fn fold(lanes: [f32; LANES]) -> f32 {
+fn fold(lanes: [f32; LANES]) -> f32 {
     let four: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
     (four[0] + four[2]) + (four[1] + four[3])
 }

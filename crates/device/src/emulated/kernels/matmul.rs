@@ -6,13 +6,14 @@ use acl_abi::MAX_DIMS;
 
 use super::args::Args;
 use super::fault::{Outcome, ensure};
-use super::gemm;
+use super::gemm::{self, Matrix};
 use super::lane;
 use super::nest::broadcast_shape;
 use super::view::View;
 use super::{Machine, sized};
 
-/// Multiply-adds from which a product is worth waking other threads for: about 100 µs of one core.
+/// Multiply-adds, those of unused rows of a tile included, from which a product is worth waking other threads for: about
+/// 100 µs of one core.
 const PARALLEL_MACS_MIN: usize = 2 << 20;
 
 /// Result elements computed at a time: bounds scratch, 32 MiB.
@@ -79,7 +80,7 @@ fn operand(args: &Args<'_>, position: usize) -> Outcome<View> {
     let view = args.tensor(position)?;
     let name = args.name(position);
     ensure!(
-        gemm::is_weight(view.dtype),
+        gemm::is_operand(view.dtype),
         "{name}: element type {} is not supported (float32, float16, bfloat16)",
         lane::name(view.dtype)
     );
@@ -143,39 +144,35 @@ fn multiply(machine: &mut Machine, a: &View, b: &View, out: &View, bias: Option<
         return Ok(());
     }
     ensure!(k <= gemm::K_MAX, "sums of {k} products, at most {} are supported", gemm::K_MAX);
-    let w = b.transpose(0, 1);
     let rows_max = (SLAB_ELEMENTS / n.max(k)).max(1);
     for from in (0..m).step_by(rows_max) {
         let rows = rows_max.min(m - from);
         let a = a.narrow(0, from, rows);
         let out = out.narrow(0, from, rows);
         let bias = bias.as_ref().map(|b| Bias { view: b.view.narrow(0, from, rows), ..*b });
-        slab(machine, &a, &w, &out, bias)?;
+        slab(machine, &a, b, &out, bias)?;
     }
     Ok(())
 }
 
 /// One product of bounded size. Columns are split among threads; each part's result is a block of its own.
-fn slab(machine: &mut Machine, a: &View, w: &View, out: &View, bias: Option<Bias>) -> Outcome {
+fn slab(machine: &mut Machine, a: &View, b: &View, out: &View, bias: Option<Bias>) -> Outcome {
     let Machine { hbm, pool, scratch } = machine;
-    let (rows, k, n) = (a.dim(0), a.dim(1), w.dim(0));
-    let operand = sized(&mut scratch.operand, rows * k)?;
-    a.load_matrix(hbm, operand);
-    let operand: &[f32] = operand;
+    let (rows, k, n) = (a.dim(0), a.dim(1), b.dim(1));
     let result = sized(&mut scratch.result, rows * n)?;
-    let macs = rows.saturating_mul(n).saturating_mul(k);
-    let parts = if macs < PARALLEL_MACS_MIN { 1 } else { pool.threads().min(n) };
-    let width = n.div_ceil(parts);
-    if parts == 1 {
-        gemm::product(hbm, operand, w, result, &mut scratch.panel);
-    } else {
-        let memory = &*hbm;
-        let mut blocks: Vec<_> = result.chunks_mut(rows * width).map(|block| (block, Vec::new())).collect();
-        pool.for_each(&mut blocks, |part, (block, panel)| {
-            let w = w.narrow(0, part * width, block.len() / rows);
-            gemm::product(memory, operand, &w, block, panel);
-        });
+    let operand = Matrix::of_view(hbm, a, &mut scratch.operand);
+    let macs = rows.max(gemm::TILE).saturating_mul(n).saturating_mul(k);
+    let parts = if macs < PARALLEL_MACS_MIN { 1 } else { pool.threads() };
+    let width = n.div_ceil(parts).next_multiple_of(gemm::TILE).min(n);
+    if scratch.panels.len() < parts {
+        scratch.panels.resize_with(parts, Vec::new);
     }
+    let memory = &*hbm;
+    let mut blocks: Vec<_> = result.chunks_mut(rows * width).zip(&mut scratch.panels).collect();
+    pool.for_each(&mut blocks, |part, (block, panel)| {
+        let b = b.narrow(1, part * width, block.len() / rows);
+        gemm::product(memory, operand, &b, block, panel);
+    });
     for (part, block) in result.chunks_mut(rows * width).enumerate() {
         let columns = block.len() / rows;
         for (i, row) in block.chunks_exact_mut(columns).enumerate() {

@@ -24,7 +24,6 @@ mod matmul;
 mod nest;
 mod norm;
 mod rotary;
-mod simd;
 mod view;
 
 #[cfg(test)]
@@ -67,8 +66,8 @@ pub struct Scratch {
     pub operand: Vec<f32>,
     /// Results before rounding.
     pub result: Vec<f32>,
-    /// Weights of one block.
-    pub panel: Vec<f32>,
+    /// Panels of second matrices widened to single precision, one for each thread.
+    pub panels: Vec<Vec<f32>>,
     /// Indices read from memory.
     pub indices: Vec<i64>,
     /// Work items of attention.
@@ -86,8 +85,9 @@ pub fn sized<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> Outcome<&mut
 
 impl Scratch {
     fn elements(&self) -> usize {
-        let own = self.operand.capacity() + self.result.capacity() + self.panel.capacity();
-        own + 2 * self.indices.capacity() + self.attention.iter().map(attention::Slot::elements).sum::<usize>()
+        let own = self.operand.capacity() + self.result.capacity() + 2 * self.indices.capacity();
+        let panels: usize = self.panels.iter().map(Vec::capacity).sum();
+        own + panels + self.attention.iter().map(attention::Slot::elements).sum::<usize>()
     }
 }
 
