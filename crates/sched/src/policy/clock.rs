@@ -6,17 +6,23 @@
 //! steps before; after an idle gap it counts without a boundary.
 //!
 //! A decoding stream owes a token every τ, counted from its first step; each step pays one. Work done early is credit,
-//! work done late is debt, both bounded, so that one lucky or unlucky stretch does not decide the next second.
+//! bounded by configuration; work done late is debt, bounded more tightly, so that an unlucky stretch does not keep
+//! prefill away for long after it is over.
 
 use crate::Nanos;
 
 /// Part of the mean step's work below which a boundary does not end a step. Under a half, so that steps which really
 /// became smaller pull the mean down even while two of them count as one, and are told apart again.
 const STEP_PART_MIN: f64 = 0.4;
+/// Queued and completed work, over the mean step's, from which the host has begun to queue the next step. Steps differ by
+/// less from one to the next.
+const AHEAD: f64 = 1.5;
 /// Weight of the newest step in the mean.
 const NEWEST: f64 = 0.3;
 /// A stream without work for so long has ended its step even if no boundary said so.
 const IDLE_GAP: Nanos = 1_000_000;
+/// Most debt of a decoding stream, and the pause after which its schedule starts anew, in τ.
+const DEBT_MAX: u64 = 2;
 /// Bounds of measured over predicted step time that predictions are scaled by.
 const TRIM: (f64, f64) = (0.5, 4.0);
 
@@ -54,13 +60,19 @@ impl StepClock {
         self.pending
     }
 
-    /// Time alone that the open step still needs.
+    /// Time alone that the open step still needs: what is queued, or what steps usually take where the host has not queued
+    /// it all yet, or has queued a part of the next step too.
     pub fn remaining(&self) -> Nanos {
         if self.open.is_none() {
             return 0;
         }
-        let expected = self.mean_work.unwrap_or(0.0).max(self.done.saturating_add(self.pending) as f64);
-        let left = (expected - self.done as f64).max(self.pending as f64);
+        let seen = self.done.saturating_add(self.pending) as f64;
+        let expected = match self.mean_work {
+            Some(mean) if seen > AHEAD * mean => mean,
+            Some(mean) => mean.max(seen),
+            None => seen,
+        };
+        let left = (expected - self.done as f64).max(0.0);
         (left * if self.trim > 0.0 { self.trim } else { 1.0 }) as Nanos
     }
 
@@ -144,18 +156,17 @@ impl TokenClock {
         self.due
     }
 
-    /// A step begins. After an idle stretch longer than the credit bound nobody is waiting any more: the schedule starts
-    /// anew.
-    pub fn begin(&mut self, now: Nanos, tau: Nanos, bound: Nanos) {
-        if self.due.is_none() || now.saturating_sub(self.last) > bound {
+    /// A step begins. After a long pause nobody is waiting any more: the schedule starts anew.
+    pub fn begin(&mut self, now: Nanos, tau: Nanos) {
+        if self.due.is_none() || now.saturating_sub(self.last) > DEBT_MAX * tau {
             self.due = Some(now + tau);
         }
     }
 
     /// A step has ended: its token is out. Answers whether that was late.
-    pub fn token(&mut self, now: Nanos, tau: Nanos, bound: Nanos) -> bool {
+    pub fn token(&mut self, now: Nanos, tau: Nanos, credit: Nanos) -> bool {
         let due = self.due.unwrap_or(now + tau);
-        self.due = Some((due + tau).clamp(now.saturating_sub(bound), now + bound));
+        self.due = Some((due + tau).clamp(now.saturating_sub(DEBT_MAX * tau), now + credit));
         self.last = now;
         now > due
     }
@@ -197,6 +208,8 @@ mod tests {
         assert_eq!(clock.remaining(), 10 * MS, "one of ten milliseconds is queued so far");
         clock.completed(12 * MS, MS);
         assert_eq!(clock.remaining(), 9 * MS);
+        clock.pushed(12 * MS, 19 * MS);
+        assert_eq!(clock.remaining(), 9 * MS, "the host is a step ahead");
     }
 
     #[test]
@@ -226,20 +239,22 @@ mod tests {
 
     #[test]
     fn credit_and_debt_are_bounded() {
-        let (tau, bound) = (50 * MS, 100 * MS);
+        let (tau, credit) = (50 * MS, 400 * MS);
         let mut clock = TokenClock::default();
-        clock.begin(0, tau, bound);
+        clock.begin(0, tau);
         assert_eq!(clock.due(), Some(tau));
-        // Ten tokens in quick succession: two intervals of credit, not ten.
-        for i in 1..=10 {
-            assert!(!clock.token(i * MS, tau, bound));
+        // Twenty tokens in quick succession: eight intervals of credit, not twenty.
+        for i in 1..=20 {
+            assert!(!clock.token(i * MS, tau, credit));
         }
-        assert_eq!(clock.due(), Some(10 * MS + bound));
+        assert_eq!(clock.due(), Some(20 * MS + credit));
         // A token that is a second late leaves two intervals of debt, not twenty.
-        assert!(clock.token(1_000 * MS, tau, bound));
-        assert_eq!(clock.due(), Some(1_000 * MS - bound));
+        assert!(clock.token(1_420 * MS, tau, credit));
+        assert_eq!(clock.due(), Some(1_320 * MS));
         // After a pause the schedule starts anew.
-        clock.begin(5_000 * MS, tau, bound);
-        assert_eq!(clock.due(), Some(5_050 * MS));
+        clock.begin(1_520 * MS, tau);
+        assert_eq!(clock.due(), Some(1_320 * MS), "two intervals are no pause");
+        clock.begin(1_521 * MS, tau);
+        assert_eq!(clock.due(), Some(1_571 * MS));
     }
 }

@@ -364,9 +364,9 @@ impl PhasePolicy {
     fn token_out(&mut self, at: Nanos, stream: StreamIndex, stats: Option<&mut Stats>) {
         let Some(Some(lane)) = self.lanes.get(stream) else { return };
         let tau = self.tpot_of(lane.info.session);
-        let bound = self.bound(tau);
+        let credit = (tau as f64 * self.config.credit) as Nanos;
         if let Some(Some(lane)) = self.lanes.get_mut(stream) {
-            let late = lane.token.token(at, tau, bound);
+            let late = lane.token.token(at, tau, credit);
             lane.due = false;
             if let Some(stats) = stats {
                 stats.decode_steps += 1;
@@ -378,10 +378,6 @@ impl PhasePolicy {
         {
             self.end_decode_turn(at, began);
         }
-    }
-
-    fn bound(&self, tau: Nanos) -> Nanos {
-        (tau as f64 * self.config.credit) as Nanos
     }
 }
 
@@ -491,11 +487,10 @@ impl Policy for PhasePolicy {
                     self.token_out(step.ended, stream, None);
                 }
                 let tau = self.tpot_of(session);
-                let bound = self.bound(tau);
                 if let Some(Some(lane)) = self.lanes.get_mut(stream)
                     && lane.decode.open() == Some(now)
                 {
-                    lane.token.begin(now, tau, bound);
+                    lane.token.begin(now, tau);
                 }
                 self.activate(stream);
             }

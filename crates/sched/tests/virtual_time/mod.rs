@@ -496,6 +496,11 @@ impl World {
 }
 
 impl World {
+    /// Phase of an operator.
+    pub fn phase_of(&self, token: Token) -> Option<Phase> {
+        self.demands.get(&token).map(|d| d.1)
+    }
+
     /// Session that submitted an operator.
     pub fn submitted_by(&self, token: Token) -> Option<u64> {
         self.trace.iter().find_map(|t| match t {
