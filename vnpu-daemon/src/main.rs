@@ -45,6 +45,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("VNPU_LOG").unwrap_or_else(|_| "info".into()))
         .init();
     // Only this user may connect: whoever can write to the socket can use the device.
