@@ -5,7 +5,7 @@
 //! enough: cube FLOP as if in bfloat16 (an INT8 product counts half, a single-precision one four times), vector FLOP as
 //! if in float16 (a 32-bit element counts twice).
 //!
-//! Time alone on the device is a roofline (facts of the model: [`Profile`]):
+//! Time alone on the device is a roofline over the rates of a [`Profile`]:
 //! `t = max(cube/(peak·0.7), vector/(peak·0.7), bytes/(bandwidth·0.6)) + static`.
 
 mod attention;

@@ -6,7 +6,7 @@
 //! - operators of one stream start and complete in the order in which they were pushed (the device keeps the order of
 //!   what it holds);
 //! - an event wait holds its stream until the record that preceded it in submission order has completed; without one it
-//!   does nothing (see [`Events`](events));
+//!   does nothing (`events.rs`: every record is a mark of its own);
 //! - a waiter is answered when everything pushed before it on its stream (or in its session) has completed;
 //! - a session that closes drops what it queued, keeps what the device holds until that completes, and releases
 //!   everyone who waited for it.
