@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -85,17 +86,17 @@ impl Program {
             }
         });
         let own_log = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let errors = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 keep(&own_log, line);
             }
         });
         let mut program = Self { child, name: name.to_owned(), ready: String::new(), log };
-        program.ready = program.wait_ready(&ready)?;
+        program.ready = program.wait_ready(&ready, &errors)?;
         Ok(program)
     }
 
-    fn wait_ready(&mut self, ready: &Receiver<String>) -> Result<String> {
+    fn wait_ready(&mut self, ready: &Receiver<String>, errors: &JoinHandle<()>) -> Result<String> {
         let deadline = Instant::now() + START_TIME_MAX;
         loop {
             match ready.recv_timeout(Duration::from_millis(50)) {
@@ -103,6 +104,10 @@ impl Program {
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.wait(Duration::from_secs(5));
+                    // Its last words may still be on their way through the other pipe.
+                    while !errors.is_finished() && Instant::now() < deadline {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     bail!("{} ended before it was ready ({status:?}):\n{}", self.name, self.output());
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -214,6 +219,6 @@ mod tests {
     #[test]
     fn early_end_reports_what_it_wrote() {
         let error = Program::start("sh", shell("echo broken >&2; exit 3")).err().unwrap().to_string();
-        assert!(error.contains("ended before it was ready"), "{error}");
+        assert!(error.contains("ended before it was ready") && error.contains("broken"), "{error}");
     }
 }
