@@ -73,12 +73,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let proxy = Arc::new(Proxy::new(&args.upstream, objectives, hints, Arc::clone(&metrics))?);
     let listener = listen(args.listen, "--listen").await?;
     let scrape = listen(args.metrics, "--metrics").await?;
+    // Before the ready line: whoever reads it may end the gateway at once.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     println!("ready http://{} metrics=http://{}/metrics", listener.local_addr()?, scrape.local_addr()?);
     let scraper = tokio::spawn(serve_metrics(scrape, metrics));
 
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let connections = Arc::new(());
     loop {
         tokio::select! {

@@ -304,7 +304,8 @@ fn a_session_that_ends_gives_everything_back_and_its_neighbour_goes_on() {
 #[test]
 fn a_queue_at_its_bound_stops_the_ring_and_loses_nothing() {
     let limits = Limits { queued_items_max: 20, drain_records_max: 8, ..Limits::default() };
-    let mut bench = Bench::with_limits(FUNCTIONAL, "passthrough", limits);
+    // Paced: nothing completes before time passes, so the queue really fills.
+    let mut bench = Bench::with_limits(&format!("{FUNCTIONAL}:paced"), "passthrough", limits);
     let (s, [a, b, _]) = three(&mut bench, 64);
     assert_eq!(bench.write(s, a, &floats(&[0.0; 16])).status, 0);
     assert_eq!(bench.write(s, b, &floats(&[1.0; 16])).status, 0);
@@ -314,10 +315,13 @@ fn a_queue_at_its_bound_stops_the_ring_and_loses_nothing() {
     }
     let mut most = 0;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    loop {
+    for _ in 0..10 {
         bench.turn();
+    }
+    loop {
         let snapshot = bench.core.snapshot(Default::default(), 0);
         most = most.max(snapshot.sessions[0].items);
+        bench.pass(1000);
         if snapshot.phases.iter().map(|p| p.completed).sum::<u64>() >= 502 {
             break;
         }
