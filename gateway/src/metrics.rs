@@ -90,6 +90,10 @@ impl Default for Metrics {
         for phase in [Phase::Queued, Phase::Prefill, Phase::Decode] {
             metrics.in_phase(phase, 0);
         }
+        // Every series exists from the start, so that a rate over it is defined.
+        for end in [EndValue::finished, EndValue::client_left, EndValue::failed] {
+            metrics.ended.get_or_create(&EndLabel { end });
+        }
         metrics
     }
 }

@@ -74,6 +74,17 @@ fn neighbour_does_not_notice_a_death() {
     assert_eq!(running.join().unwrap(), want);
 }
 
+/// An idle daemon once counted a client's time for its hello from before the wait.
+#[test]
+fn daemon_that_has_idled_takes_the_next_client() {
+    let dir = stack::scratch().unwrap();
+    let daemon = stack::Daemon::start(dir.path(), system_tests::FUNCTIONAL, "fifo").unwrap();
+    // Longer than the time that a client has for its hello.
+    std::thread::sleep(Duration::from_millis(2300));
+    let engine = tiny_engine(&Via::Daemon(&daemon), None, &[]);
+    assert!(!greedy(&engine.http, &json!("Hello"), 4).is_empty());
+}
+
 #[test]
 fn programs_end_on_request_and_remove_their_sockets() {
     let mut path = Path::tiny(&[]);

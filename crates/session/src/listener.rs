@@ -176,7 +176,8 @@ impl Listener {
                 match accept_with(&self.socket, flags) {
                     Ok(socket) => {
                         let peer = socket::credentials(&socket).map_err(AcceptError::Listen)?;
-                        pending.push(Pending { socket, peer, deadline: now + HANDSHAKE_TIMEOUT });
+                        // From now, not from before the wait: an idle listener waits for hours.
+                        pending.push(Pending { socket, peer, deadline: Instant::now() + HANDSHAKE_TIMEOUT });
                     }
                     Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
                     Err(e) => return Err(AcceptError::Listen(e.into())),
