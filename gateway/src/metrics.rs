@@ -92,7 +92,7 @@ impl Default for Metrics {
         }
         // Every series exists from the start, so that a rate over it is defined.
         for end in [EndValue::finished, EndValue::client_left, EndValue::failed] {
-            metrics.ended.get_or_create(&EndLabel { end });
+            drop(metrics.ended.get_or_create(&EndLabel { end }));
         }
         metrics
     }
