@@ -10,6 +10,11 @@ fn rows(path: &str) -> Vec<Vec<String>> {
     lines.map(|l| l.split('\t').map(str::to_owned).collect()).collect()
 }
 
+/// The first column of a table.
+fn rows_of_one(path: &str) -> impl Iterator<Item = String> {
+    rows(path).into_iter().filter_map(|mut row| (!row.is_empty()).then(|| row.swap_remove(0)))
+}
+
 /// A value of the table as an integer, or `None` for strings and preprocessor text.
 fn integer(text: &str) -> Option<i64> {
     let text = text.trim().trim_start_matches('(').trim_end_matches(')').trim_end_matches(['U', 'L', 'u', 'l']);
@@ -71,14 +76,15 @@ fn operators() -> (String, String) {
     let mut ids = String::new();
     let mut digest = String::new();
     let rows = rows("data/aclnn.tsv");
+    let mut emulated: std::collections::BTreeSet<String> = rows_of_one("data/emulated.txt").collect();
     assert!(rows.windows(2).all(|w| w[0][0] < w[1][0]), "data/aclnn.tsv: rows must be sorted by operator, each once");
     for (index, row) in rows.iter().enumerate() {
-        let [name, torch, args, emulated] = &row[..] else { panic!("data/aclnn.tsv: want 4 columns in {row:?}") };
+        let [name, torch, args] = &row[..] else { panic!("data/aclnn.tsv: want 3 columns in {row:?}") };
         write!(
             table,
             "    Signature {{ name: \"{name}\", torch: {}, emulated: {}, params: &[",
             torch == "1",
-            emulated == "1"
+            emulated.remove(name)
         )
         .unwrap();
         for arg in args.split(' ') {
@@ -90,6 +96,7 @@ fn operators() -> (String, String) {
         writeln!(ids, "/// `{name}`.\npub const {name}: OpId = OpId({index});").unwrap();
         writeln!(digest, "{name} {args}").unwrap();
     }
+    assert!(emulated.is_empty(), "data/emulated.txt: no such operator in data/aclnn.tsv: {emulated:?}");
     table.push_str("];\n");
     writeln!(
         table,

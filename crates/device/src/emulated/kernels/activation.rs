@@ -1,5 +1,8 @@
 //! Silu, SwiGlu, Softmax.
 
+use acl_abi::ops;
+
+use super::Family;
 use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::index::move_last;
@@ -7,6 +10,9 @@ use super::lane::{self, Class, class};
 use super::nest::{lines, map1, map2};
 use super::view::View;
 use super::{Machine, math, sized};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[(ops::aclnnSilu, silu), (ops::aclnnSoftmax, softmax), (ops::aclnnSwiGlu, swi_glu)];
 
 fn float(args: &Args<'_>, position: usize, view: &View) -> Outcome {
     let name = args.name(position);

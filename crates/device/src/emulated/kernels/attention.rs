@@ -12,6 +12,9 @@
 //! head are rows together, so that a key is loaded once for all of them). Large calls compute items on several threads, in
 //! waves; results are stored by the worker alone.
 
+use acl_abi::ops;
+
+use super::Family;
 use super::args::Args;
 use super::attention_plan::{Plan, Sequence};
 use super::fault::Outcome;
@@ -20,6 +23,9 @@ use super::nest::store_all;
 use super::view::View;
 use super::{Machine, math, sized};
 use crate::emulated::hbm::Hbm;
+
+/// Operators of this file.
+pub const KERNELS: Family = &[(ops::aclnnFusedInferAttentionScoreV3, fused_infer_attention_score_v3)];
 
 /// Query rows that share a pass over the keys, about.
 pub const ROWS: usize = 64;

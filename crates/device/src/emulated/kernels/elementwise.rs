@@ -5,14 +5,26 @@
 //! without losing its kind: a float result is never stored as an integer, except by Cast and InplaceCopy, which convert
 //! as asked.
 
-use acl_abi::{DataType, Scalar};
+use acl_abi::{DataType, Scalar, ops};
 
-use super::Machine;
 use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::lane::{self, Class, class};
 use super::nest::{Nest, broadcast_shape, map1, map2};
 use super::view::View;
+use super::{Family, Machine};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[
+    (ops::aclnnAdd, add),
+    (ops::aclnnAdds, adds),
+    (ops::aclnnCast, cast),
+    (ops::aclnnDiv, div),
+    (ops::aclnnInplaceCopy, inplace_copy),
+    (ops::aclnnMul, mul),
+    (ops::aclnnMuls, muls),
+    (ops::aclnnSub, sub),
+];
 
 /// The type that an operation on `a` and `b` computes in, torch's `promote_types`.
 pub fn promote(a: DataType, b: DataType) -> DataType {

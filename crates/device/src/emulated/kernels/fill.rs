@@ -1,13 +1,22 @@
 //! Operators that make values: zeros, ones, a scalar, a range, normal random numbers.
 
-use acl_abi::Scalar;
+use acl_abi::{Scalar, ops};
 
-use super::Machine;
 use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::lane::{self, Class, class};
 use super::nest::store_all;
 use super::view::View;
+use super::{Family, Machine};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[
+    (ops::aclnnArange, arange),
+    (ops::aclnnInplaceFillScalar, inplace_fill_scalar),
+    (ops::aclnnInplaceNormal, inplace_normal),
+    (ops::aclnnInplaceOne, inplace_one),
+    (ops::aclnnInplaceZero, inplace_zero),
+];
 
 /// `selfRef = 0`. A large contiguous tensor costs no writes: its pages go back to the system and read as zeros.
 pub fn inplace_zero(args: &Args<'_>, machine: &mut Machine) -> Outcome {

@@ -2,6 +2,9 @@
 //!
 //! Indices out of device memory are all checked before the first element is written.
 
+use acl_abi::ops;
+
+use super::Family;
 use super::args::Args;
 use super::elementwise::copy;
 use super::fault::{Outcome, ensure};
@@ -10,6 +13,14 @@ use super::nest::{CHUNK, lines, load_all};
 use super::view::{Row, View};
 use super::{Machine, math, sized};
 use crate::emulated::hbm::Hbm;
+
+/// Operators of this file.
+pub const KERNELS: Family = &[
+    (ops::aclnnArgMax, arg_max),
+    (ops::aclnnCat, cat),
+    (ops::aclnnEmbedding, embedding),
+    (ops::aclnnIndexSelect, index_select),
+];
 
 /// `self dim keepdim → out`: index of the first largest element; NaN counts as larger than any number.
 pub fn arg_max(args: &Args<'_>, machine: &mut Machine) -> Outcome {

@@ -1,11 +1,16 @@
 //! ScatterPaKvCache: writes the keys and values of new tokens into a paged cache.
 
-use super::Machine;
+use acl_abi::ops;
+
 use super::args::Args;
 use super::elementwise::copy;
 use super::fault::{Fault, Outcome, ensure};
 use super::lane::{self, Class, class};
 use super::view::View;
+use super::{Family, Machine};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[(ops::aclnnScatterPaKvCache, scatter_pa_kv_cache)];
 
 const SLOT_MAPPING: usize = 2;
 const CACHE_MODE: usize = 8;

@@ -2,8 +2,9 @@
 //!
 //! Operands may have any strides. Float types only, in any mixture; accumulation in single precision, one rounding.
 
-use acl_abi::MAX_DIMS;
+use acl_abi::{MAX_DIMS, ops};
 
+use super::Family;
 use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::gemm::{self, Matrix};
@@ -11,6 +12,9 @@ use super::lane;
 use super::nest::broadcast_shape;
 use super::view::View;
 use super::{Machine, sized};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[(ops::aclnnAddmm, addmm), (ops::aclnnMatmul, matmul), (ops::aclnnMm, mm)];
 
 /// Multiply-adds, those of unused rows of a tile included, from which a product is worth waking other threads for: about
 /// 100 µs of one core.

@@ -33,7 +33,7 @@ mod tests;
 
 use std::sync::LazyLock;
 
-use acl_abi::{OpCall, OpId, SIGNATURES, ops};
+use acl_abi::{OpCall, OpId, SIGNATURES};
 
 use crate::error::OpError;
 
@@ -101,43 +101,31 @@ impl Machine {
 /// Computes one operator.
 pub type Kernel = fn(&Args<'_>, &mut Machine) -> Outcome;
 
-/// Every operator that this device computes.
-pub const KERNELS: &[(OpId, Kernel)] = &[
-    (ops::aclnnAdd, elementwise::add),
-    (ops::aclnnAddRmsNorm, norm::add_rms_norm),
-    (ops::aclnnAddmm, matmul::addmm),
-    (ops::aclnnAdds, elementwise::adds),
-    (ops::aclnnApplyRotaryPosEmbV2, rotary::apply_rotary_pos_emb_v2),
-    (ops::aclnnArange, fill::arange),
-    (ops::aclnnArgMax, index::arg_max),
-    (ops::aclnnCast, elementwise::cast),
-    (ops::aclnnCat, index::cat),
-    (ops::aclnnDiv, elementwise::div),
-    (ops::aclnnEmbedding, index::embedding),
-    (ops::aclnnFusedInferAttentionScoreV3, attention::fused_infer_attention_score_v3),
-    (ops::aclnnIndexSelect, index::index_select),
-    (ops::aclnnInplaceCopy, elementwise::inplace_copy),
-    (ops::aclnnInplaceFillScalar, fill::inplace_fill_scalar),
-    (ops::aclnnInplaceNormal, fill::inplace_normal),
-    (ops::aclnnInplaceOne, fill::inplace_one),
-    (ops::aclnnInplaceZero, fill::inplace_zero),
-    (ops::aclnnMatmul, matmul::matmul),
-    (ops::aclnnMm, matmul::mm),
-    (ops::aclnnMul, elementwise::mul),
-    (ops::aclnnMuls, elementwise::muls),
-    (ops::aclnnRmsNorm, norm::rms_norm),
-    (ops::aclnnRotaryPositionEmbedding, rotary::rotary_position_embedding),
-    (ops::aclnnScatterPaKvCache, kv_cache::scatter_pa_kv_cache),
-    (ops::aclnnSilu, activation::silu),
-    (ops::aclnnSoftmax, activation::softmax),
-    (ops::aclnnSub, elementwise::sub),
-    (ops::aclnnSwiGlu, activation::swi_glu),
+/// Operators of one family and their kernels.
+pub type Family = &'static [(OpId, Kernel)];
+
+/// Every operator that this device computes, by family: each file lists its own.
+pub const FAMILIES: &[Family] = &[
+    activation::KERNELS,
+    attention::KERNELS,
+    elementwise::KERNELS,
+    fill::KERNELS,
+    index::KERNELS,
+    kv_cache::KERNELS,
+    matmul::KERNELS,
+    norm::KERNELS,
+    rotary::KERNELS,
 ];
 
-/// [`KERNELS`] by operator id.
+/// Every operator that this device computes.
+pub fn kernels() -> impl Iterator<Item = (OpId, Kernel)> {
+    FAMILIES.iter().copied().flatten().copied()
+}
+
+/// [`FAMILIES`] by operator id.
 static BY_ID: LazyLock<Vec<Option<Kernel>>> = LazyLock::new(|| {
     let mut by_id = vec![None; SIGNATURES.len()];
-    for &(id, kernel) in KERNELS {
+    for (id, kernel) in kernels() {
         by_id[usize::from(id.0)] = Some(kernel);
     }
     by_id

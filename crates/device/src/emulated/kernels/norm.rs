@@ -3,14 +3,18 @@
 //! `y = x · rstd · gamma` with `rstd = 1/√(mean(x²) + epsilon)` over the last dimension, in single precision, rounded
 //! once. The sum has one fixed order ([`math::sum_of_squares`]), so a row's result does not depend on its neighbours.
 
-use acl_abi::DataType;
+use acl_abi::{DataType, ops};
 
+use super::Family;
 use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::lane::{self, Class, class};
 use super::nest::{lines, store_all};
 use super::view::View;
 use super::{Machine, math, sized};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[(ops::aclnnAddRmsNorm, add_rms_norm), (ops::aclnnRmsNorm, rms_norm)];
 
 /// `x gamma epsilon → yOut rstdOut`.
 pub fn rms_norm(args: &Args<'_>, machine: &mut Machine) -> Outcome {

@@ -4,12 +4,21 @@
 //! `2i` and `2i + 1` in *interleave* mode. Tables have the full width D and broadcast over heads. Single precision,
 //! rounded once.
 
+use acl_abi::ops;
+
+use super::Family;
 use super::args::Args;
 use super::fault::{Fault, Outcome, ensure};
 use super::lane::{self, Class, class};
 use super::nest::lines;
 use super::view::View;
 use super::{Machine, sized};
+
+/// Operators of this file.
+pub const KERNELS: Family = &[
+    (ops::aclnnApplyRotaryPosEmbV2, apply_rotary_pos_emb_v2),
+    (ops::aclnnRotaryPositionEmbedding, rotary_position_embedding),
+];
 
 /// Which elements form a pair.
 #[derive(Clone, Copy)]

@@ -7,15 +7,15 @@ use acl_abi::{DataType, Kind, OpId, SIGNATURES, Scalar, TensorDesc, ops};
 
 use super::super::attention_plan::at;
 use super::super::testing::{A, Lab, Noise, real};
-use super::super::{KERNELS, run};
+use super::super::{kernels, run};
 use crate::emulated::hbm::PHYS_BASE;
 
 #[test]
 fn the_table_is_what_the_signatures_call_emulated() {
-    let computed: BTreeSet<_> = KERNELS.iter().map(|(id, _)| id.name()).collect();
+    let computed: BTreeSet<_> = kernels().map(|(id, _)| id.name()).collect();
     let promised: BTreeSet<_> = SIGNATURES.iter().filter(|s| s.emulated).map(|s| s.name).collect();
     assert_eq!(computed, promised);
-    assert_eq!(computed.len(), KERNELS.len(), "an operator is listed twice");
+    assert_eq!(computed.len(), kernels().count(), "an operator is listed twice");
 }
 
 #[test]
@@ -61,7 +61,8 @@ fn positions_of_attention_parameters_match_the_signature() {
 #[test]
 fn an_operator_outside_the_table_is_refused_by_name() {
     let mut lab = Lab::new();
-    lab.refused(ops::aclnnAbs, &[], "does not compute this operator");
+    let other = (0..SIGNATURES.len() as u16).map(OpId).find(|id| !id.signature().emulated).unwrap();
+    lab.refused(other, &[], "does not compute this operator");
     let mut unknown = super::super::testing::call(ops::aclnnAdd, &[]);
     unknown.op = OpId(u16::MAX);
     assert!(run(&unknown, &mut lab.machine).unwrap_err().text.contains("unknown operator"));
@@ -70,8 +71,8 @@ fn an_operator_outside_the_table_is_refused_by_name() {
 #[test]
 fn a_call_without_arguments_is_refused_and_names_a_parameter() {
     let mut lab = Lab::new();
-    for (op, _) in KERNELS {
-        let error = lab.run(*op, &[]).unwrap_err().text;
+    for (op, _) in kernels() {
+        let error = lab.run(op, &[]).unwrap_err().text;
         let named = op.signature().params.iter().any(|p| error.contains(p.name));
         assert!(error.starts_with(op.name()) && named, "{error}");
     }
@@ -158,7 +159,8 @@ fn no_call_panics_or_writes_elsewhere() {
     let end = ARENA.end + 8192;
     for seed in 0..300_000u64 {
         let mut noise = Noise::new(seed);
-        let (op, _) = KERNELS[(seed % KERNELS.len() as u64) as usize];
+        let all: Vec<_> = kernels().collect();
+        let (op, _) = all[(seed % all.len() as u64) as usize];
         let params = op.signature().params;
         let mut args: Vec<A> = params.iter().map(|p| random_argument(p.kind, &mut noise)).collect();
         // Half of the calls get one shape and type throughout, so that many pass the first checks.
