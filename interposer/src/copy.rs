@@ -135,16 +135,19 @@ fn send<'a>(
     make: impl FnOnce(Option<u32>, Option<wire::ReplyTo>) -> Record<'a>,
 ) -> Result<(), Failure> {
     let id = stream.map(|s| s.id);
-    let mut posted = Ok(());
-    if wait {
-        posted = link.call(|reply| make(id, Some(reply))).map(|_| ());
-    } else {
+    if !wait {
         link.post(&make(id, None))?;
+        if let Some(stream) = stream {
+            stream.marks.count();
+        }
+        return Ok(());
     }
-    if let Some(stream) = stream {
-        stream.marks.count();
+    let earlier = stream.map(|s| s.marks.posted());
+    let answer = link.call(|reply| make(id, Some(reply))).map(|_| ());
+    if let (Some(stream), Some(earlier)) = (stream, earlier) {
+        stream.marks.count_answered(earlier);
     }
-    posted
+    answer
 }
 
 fn to_device(link: &Link, dst: u64, src: *const u8, len: usize, stream: Option<&Stream>) -> Result<(), Failure> {

@@ -8,17 +8,22 @@
 //! Cost: phase one, a table lock per object argument and one per executor, about 150 bytes written; phase two, one table
 //! lock each for executor and stream, one copy of the body, one publish. Buffers are reused: no allocation once grown.
 //!
+//! An operator whose output has a data-dependent size (`acl_abi::extent`) is the exception: its phase two waits for the answer
+//! and gives the caller's output tensor the size that was found, for `aclGetViewShape`. One round trip; the stream is settled
+//! afterwards, so the synchronisation that callers do next costs none. An output that was destroyed meanwhile is left alone.
+//! A device that computes nothing finds no size: the tensor keeps the caller's upper bound.
+//!
 //! An executor ends with phase two, unless `aclSetAclOpExecutorRepeatable` was called on it.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
 
-use acl_abi::{Arg, OpCall, OpId, ops};
+use acl_abi::{Arg, OpCall, OpId, extent, ops};
 
 use crate::abi::{Out, Text};
 use crate::entry;
 use crate::error::{ACLNN_PARAM_INVALID, ACLNN_PARAM_NULL, Failure};
-use crate::objects::Objects;
+use crate::objects::{Element, Objects};
 use crate::process::process;
 use crate::stream::Stream;
 
@@ -30,6 +35,17 @@ pub struct Executor {
     body: Vec<u8>,
     /// Outlives phase two.
     pub repeatable: bool,
+    /// Outputs of a data-dependent size.
+    extents: Vec<Growing>,
+}
+
+/// An output tensor whose size the operator decides.
+#[derive(Clone, Copy)]
+struct Growing {
+    /// The caller's handle, checked again when the size is known.
+    tensor: Element,
+    /// Dimension.
+    axis: usize,
 }
 
 thread_local! {
@@ -41,6 +57,8 @@ thread_local! {
 pub struct Capture<'a> {
     objects: &'a Objects,
     call: &'a mut OpCall,
+    /// Handles of the outputs that `acl_abi::extent` lists, with their place there.
+    outputs: Vec<(usize, Element)>,
 }
 
 impl Capture<'_> {
@@ -76,7 +94,21 @@ impl Capture<'_> {
         if handle.is_null() && !name.contains("Optional") {
             return Err(Failure::new(ACLNN_PARAM_NULL, format!("parameter {name}: null output tensor")));
         }
+        if !handle.is_null()
+            && let Some(place) = extent::of(self.call.op).iter().position(|e| e.output == name)
+        {
+            self.outputs.push((place, Element(handle.addr())));
+        }
         self.tensor(handle)
+    }
+
+    /// The outputs of a data-dependent size, once every argument is there.
+    fn growing(&self) -> impl Iterator<Item = Growing> {
+        let table = extent::of(self.call.op);
+        self.outputs.iter().filter_map(|&(place, tensor)| {
+            let ndim = self.objects.tensors.with(tensor.handle(), "out", |t| t.desc.dims().len()).ok()?;
+            Some(Growing { tensor, axis: table[place].axis_of(self.call, ndim)? })
+        })
     }
 
     /// `const aclTensorList *`; null is an absent optional.
@@ -225,8 +257,11 @@ pub fn first_phase(
         let objects = &process().objects;
         let handle = SCRATCH.with_borrow_mut(|call| {
             call.clear(op);
-            capture(&mut Capture { objects, call })?;
+            let mut arguments = Capture { objects, call, outputs: Vec::new() };
+            capture(&mut arguments)?;
+            let growing: Vec<Growing> = arguments.growing().collect();
             objects.executors.insert(|executor| {
+                executor.extents = growing;
                 executor.body.clear();
                 executor.repeatable = false;
                 executor.op = Some(op);
@@ -244,21 +279,44 @@ pub fn second_phase(op: OpId, function: &'static str, executor: *mut c_void, str
     entry::status(function, || {
         let process = process();
         let stream = process.stream(stream)?;
-        process.objects.executors.visit(executor, "executor", |e| {
+        let waiting = process.objects.executors.visit(executor, "executor", |e| {
             let posted = post(op, e, &stream);
             let done = posted.is_ok() && !e.repeatable;
             (posted, done)
-        })?
+        })??;
+        match waiting {
+            None => Ok(()),
+            Some(Waiting { body, extents }) => {
+                if let Some(extent) = stream.call_op(&body)? {
+                    for output in extents {
+                        // One that was destroyed meanwhile has nobody who would ask.
+                        let _ = process.objects.tensors.with(output.tensor.handle(), "out", |t| {
+                            t.shrink(output.axis, extent);
+                        });
+                    }
+                }
+                Ok(())
+            }
+        }
     })
 }
 
-fn post(op: OpId, executor: &Executor, stream: &Stream) -> Result<(), Failure> {
+/// An operator whose answer phase two must wait for, with no lock held.
+struct Waiting {
+    body: Vec<u8>,
+    extents: Vec<Growing>,
+}
+
+fn post(op: OpId, executor: &Executor, stream: &Stream) -> Result<Option<Waiting>, Failure> {
     if executor.op != Some(op) {
         let of = executor.op.map_or("no operator", OpId::name);
         let text = format!("parameter executor: it was made by {of}GetWorkspaceSize");
         return Err(Failure::new(ACLNN_PARAM_INVALID, text));
     }
-    stream.post_op(&executor.body)
+    if !extent::of(op).is_empty() {
+        return Ok(Some(Waiting { body: executor.body.clone(), extents: executor.extents.clone() }));
+    }
+    stream.post_op(&executor.body).map(|()| None)
 }
 
 fn null(failure: Failure) -> Failure {

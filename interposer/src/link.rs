@@ -161,6 +161,18 @@ impl Link {
         self.client.post_op(stream, body).map_err(|l| self.lost(l))
     }
 
+    /// Posts an operator by its encoded body and waits for its completion; the extent that it found, if the device knows one.
+    ///
+    /// # Errors
+    /// Device lost; what the daemon answered.
+    pub fn call_op(&self, stream: u32, body: &[u8]) -> Result<Option<u64>, Failure> {
+        let reply = self.client.call_op(stream, body).map_err(|l| self.lost(l))?;
+        match (reply.status, reply.payload) {
+            (0, [extent, known, ..]) => Ok((known != 0).then_some(extent)),
+            (code, _) => Err(Failure::new(code, reply.text)),
+        }
+    }
+
     /// Posts a record and waits for its answer.
     ///
     /// # Errors

@@ -37,6 +37,17 @@ impl Tensor {
     pub fn storage_dims(&self) -> &[i64] {
         &self.storage_dims[..usize::from(self.storage_ndim)]
     }
+
+    /// Gives one dimension of the view the size that an operator found, never more than the caller made room for. A
+    /// contiguous view stays contiguous: that is how the operator wrote it.
+    pub fn shrink(&mut self, axis: usize, extent: u64) {
+        let contiguous = self.desc.is_contiguous();
+        let Some(size) = self.desc.dims.get_mut(axis).filter(|_| axis < usize::from(self.desc.ndim)) else { return };
+        *size = i64::try_from(extent).unwrap_or(i64::MAX).min(*size);
+        if contiguous {
+            self.desc.strides = TensorDesc::contiguous(0, self.desc.dtype, self.desc.dims()).strides;
+        }
+    }
 }
 
 /// The parameters of `aclCreateTensor` and `aclInitTensor`.
@@ -181,5 +192,30 @@ impl Objects {
             float_arrays: Table::new(Kind::FloatArray, seed),
             executors: Table::new(Kind::Executor, seed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_found_size_replaces_one_dimension_and_never_grows_it() {
+        let tensor = |desc| Tensor { desc, ..Tensor::default() };
+        let dims = [4, 6];
+        let mut rows = tensor(TensorDesc::contiguous(0, DataType::I64, &dims));
+        rows.shrink(0, 3);
+        assert_eq!((rows.desc.dims(), rows.desc.strides()), (&[3, 6][..], &[6, 1][..]));
+        let mut columns = tensor(TensorDesc::contiguous(0, DataType::I64, &dims));
+        columns.shrink(1, 2);
+        assert_eq!((columns.desc.dims(), columns.desc.strides()), (&[4, 2][..], &[2, 1][..]));
+        columns.shrink(1, 9);
+        columns.shrink(2, 0);
+        assert_eq!(columns.desc.dims(), [4, 2]);
+        let mut strided = TensorDesc::contiguous(0, DataType::I64, &dims);
+        strided.strides[0] = 10;
+        let mut strided = tensor(strided);
+        strided.shrink(1, 0);
+        assert_eq!((strided.desc.dims(), strided.desc.strides()), (&[4, 0][..], &[10, 1][..]));
     }
 }

@@ -33,6 +33,14 @@ impl Marks {
         self.posted.fetch_add(1, Ordering::Release);
     }
 
+    /// A record of the stream was in the ring and has been answered, after `earlier` others had been counted. A stream is in
+    /// order, so those are complete too.
+    pub fn count_answered(&self, earlier: u64) {
+        let before = self.posted.fetch_add(1, Ordering::AcqRel);
+        // Another thread's record that was counted meanwhile may stand behind the answered one.
+        self.settle(if before == earlier { earlier + 1 } else { earlier });
+    }
+
     /// Records in the ring.
     pub fn posted(&self) -> u64 {
         self.posted.load(Ordering::Acquire)
@@ -83,6 +91,17 @@ impl Stream {
         self.link.post_op(self.id, body)?;
         self.marks.count();
         Ok(())
+    }
+
+    /// Posts an operator by its encoded body and waits for it; the extent that it found, if the device knows one.
+    ///
+    /// # Errors
+    /// Device lost; its own error, or an earlier one of the stream.
+    pub fn call_op(&self, body: &[u8]) -> Result<Option<u64>, Failure> {
+        let earlier = self.marks.posted();
+        let answer = self.link.call_op(self.id, body);
+        self.marks.count_answered(earlier);
+        answer
     }
 
     /// Waits until everything posted so far is complete.
@@ -165,6 +184,18 @@ mod tests {
         marks.settle(marks.posted());
         marks.settle(1);
         assert!(marks.is_settled(), "an older answer takes nothing back");
+    }
+
+    #[test]
+    fn an_answered_record_settles_the_stream_unless_another_thread_posted() {
+        let marks = Marks::default();
+        marks.count();
+        marks.count_answered(marks.posted());
+        assert!(marks.is_settled());
+        let earlier = marks.posted();
+        marks.count();
+        marks.count_answered(earlier);
+        assert!(!marks.is_settled());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod codegen;
 pub mod dtype;
+pub mod extent;
 pub mod function;
 pub mod op;
 pub mod opcall;

@@ -60,6 +60,9 @@ pub struct Completion {
     pub at: Nanos,
     /// Whether it worked.
     pub result: Result<(), OpError>,
+    /// How much of a data-dependent output the operator filled (`acl_abi::extent`); `None` for every other operator, and
+    /// where nothing is computed.
+    pub extent: Option<u64>,
     /// The command, given back so that its buffers can be used again. A [`Command::CopyOut`] into owned bytes has
     /// them filled.
     pub cmd: Box<Command>,

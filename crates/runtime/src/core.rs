@@ -340,7 +340,7 @@ impl Core {
 
     /// The device has finished an item.
     fn completed(&mut self, completion: Completion) {
-        let Completion { token, at, result, cmd } = completion;
+        let Completion { token, at, result, extent, cmd } = completion;
         self.in_flight -= 1;
         self.pool.recycle(cmd);
         let Self { items, tenants, device, dispatcher, urgent, phases, time, faults_total, .. } = self;
@@ -375,7 +375,8 @@ impl Core {
                         Some(stream) => tenant.take_stream_fault(stream),
                         None => tenant.take_oldest_fault(),
                     };
-                    port.reply(reply, &earlier.map_or_else(Reply::ok, Reply::from));
+                    let done = extent.map_or_else(Reply::ok, |n| Reply { payload: [n, 1, 0, 0], ..Reply::ok() });
+                    port.reply(reply, &earlier.map_or(done, Reply::from));
                 }
                 (None, None) => {}
             }

@@ -62,7 +62,8 @@ impl Core {
         }
         self.time = self.time.max(now);
         match record {
-            Record::Op { stream } => self.operator(session, stream, call),
+            Record::Op { stream } => self.operator(session, stream, None, call),
+            Record::OpAnswered { stream, reply } => self.operator(session, stream, Some(reply), call),
             Record::CopyIn { dst, source, stream, reply } => {
                 self.transfer(session, Transfer::In { dst, source }, stream, reply);
             }
@@ -164,17 +165,18 @@ impl Core {
         }
     }
 
-    fn operator(&mut self, session: u64, stream: u32, call: &mut OpCall) {
+    fn operator(&mut self, session: u64, stream: u32, reply: Option<ReplyTo>, call: &mut OpCall) {
         let work = sched::work(call);
         let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
         let Some(state) = tenant.streams.get_mut(&stream) else {
-            return self.fail(session, None, None, Fault::no_stream(call.op.name(), stream));
+            return self.fail(session, None, reply, Fault::no_stream(call.op.name(), stream));
         };
         let phase = state.classifier.observe(call);
         let physical = state.physical;
         let (items, pool) = (&mut self.items, &mut self.pool);
         let mut refused = None;
         let token = items.insert(session, Purpose::Work(Some(stream)), |entry| {
+            entry.reply = reply;
             match translate::translate(call, &mut tenant.space, &mut entry.pins) {
                 Ok(()) => entry.command = Some(pool.operator(call)),
                 Err(fault) => refused = Some(fault),
@@ -182,7 +184,7 @@ impl Core {
         });
         if let Some(fault) = refused {
             items.finish(token, |_| ());
-            return self.fail(session, Some(stream), None, fault);
+            return self.fail(session, Some(stream), reply, fault);
         }
         self.enqueue(session, Some(stream), token, work, phase, physical);
     }

@@ -371,13 +371,28 @@ impl Client {
     /// # Panics
     /// Like [`Client::post`].
     pub fn call<'a>(&self, make: impl FnOnce(ReplyTo) -> Record<'a>) -> Result<Reply, Lost> {
+        self.call_with(|to, out| wire::encode(&make(to), None, out))
+    }
+
+    /// Posts an operator from the body that `wire::op::encode_op` made and waits for its completion.
+    ///
+    /// # Errors
+    /// [`Lost`] when the session is over, also while waiting.
+    ///
+    /// # Panics
+    /// Like [`Client::post_op`].
+    pub fn call_op(&self, stream: u32, body: &[u8]) -> Result<Reply, Lost> {
+        self.call_with(|to, out| wire::encode_answered_op(stream, to, body, out))
+    }
+
+    fn call_with(&self, encode: impl FnOnce(ReplyTo, &mut Vec<u8>) -> Result<(), EncodeError>) -> Result<Reply, Lost> {
         let mut free = self.take_slot()?;
         free.seq = match free.seq.wrapping_add(1) {
             SEQ_LOST => SEQ_NONE + 1,
             seq => seq,
         };
         let to = ReplyTo { slot: free.slot, seq: free.seq };
-        self.post(&make(to), None)?;
+        self.post_with(|out| encode(to, out))?;
         self.wait_reply(to)?;
         let body = self.shared.slot_body(to.slot);
         let reply = Reply::load(|i| body[i].load(Ordering::Relaxed));

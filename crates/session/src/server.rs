@@ -108,7 +108,8 @@ impl Replier {
             | Record::EventElapsed { reply, .. }
             | Record::Malloc { reply, .. }
             | Record::Free { reply, .. }
-            | Record::MemInfo { reply } => Some(reply),
+            | Record::MemInfo { reply }
+            | Record::OpAnswered { reply, .. } => Some(reply),
             Record::CopyIn { ref source, reply, .. } => {
                 match *source {
                     HostSource::Inline(_) => {}

@@ -164,7 +164,19 @@ pub enum Record<'a> {
     Op {
         stream: u32,
     },
+    /// An operator that is answered when it has completed: `[extent, 1]`, or `[0, 0]` where the device knows no extent.
+    OpAnswered {
+        stream: u32,
+        reply: ReplyTo,
+    },
     Hint(Hint),
+}
+
+impl Record<'_> {
+    /// True for the records that carry an operator call.
+    pub fn has_call(&self) -> bool {
+        matches!(self, Record::Op { .. } | Record::OpAnswered { .. })
+    }
 }
 
 macro_rules! tags {
@@ -174,6 +186,7 @@ tags! {
     STREAM_CREATE = 1 STREAM_DESTROY = 2 STREAM_SYNC = 3 STREAM_QUERY = 4 DEVICE_SYNC = 5 EVENT_CREATE = 6 EVENT_DESTROY = 7
     EVENT_RECORD = 8 EVENT_RESET = 9 STREAM_WAIT_EVENT = 10 EVENT_SYNC = 11 EVENT_QUERY = 12 EVENT_ELAPSED = 13 MALLOC = 14
     FREE = 15 MEM_INFO = 16 COPY_IN = 17 COPY_OUT = 18 COPY_DEVICE = 19 MEMSET = 20 OP = 21 HINT = 22
+    OP_ANSWERED = 60
 }
 
 const SOURCE_INLINE: u8 = 0;
@@ -211,6 +224,22 @@ pub fn encode_op_record(stream: u32, body: &[u8], out: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
+/// As [`encode_op_record`], for an operator that is answered.
+///
+/// # Errors
+/// If the body is longer than [`crate::op::OP_BYTES_MAX`].
+pub fn encode_answered_op(stream: u32, reply: ReplyTo, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let max = crate::op::OP_BYTES_MAX;
+    if body.len() > max {
+        return Err(EncodeError::TooMany { what: "bytes of an operator call", count: body.len(), max });
+    }
+    out.u8(tag::OP_ANSWERED);
+    out.u32(stream);
+    put_reply(reply, out);
+    out.extend_from_slice(body);
+    Ok(())
+}
+
 /// Reads one record. An operator's call goes into `scratch`, whose allocations are reused; other records leave it alone.
 ///
 /// # Errors
@@ -222,6 +251,11 @@ pub fn decode<'a>(bytes: &'a [u8], scratch: &mut OpCall) -> Result<Record<'a>, D
         let stream = r.u32()?;
         decode_op(r.take(r.left())?, scratch)?;
         return Ok(Record::Op { stream });
+    }
+    if tag == tag::OP_ANSWERED {
+        let (stream, reply) = (r.u32()?, take_reply(&mut r)?);
+        decode_op(r.take(r.left())?, scratch)?;
+        return Ok(Record::OpAnswered { stream, reply });
     }
     let record = take_record(tag, &mut r)?;
     r.end()?;
@@ -279,7 +313,7 @@ fn put_source(source: &HostSource<'_>, out: &mut Vec<u8>) -> Result<(), EncodeEr
 }
 
 fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    if call.is_some() != matches!(record, Record::Op { .. }) {
+    if call.is_some() != record.has_call() {
         return Err(EncodeError::CallMismatch);
     }
     match *record {
@@ -390,6 +424,12 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
         Record::Op { stream } => {
             out.u8(tag::OP);
             out.u32(stream);
+            encode_op(call.ok_or(EncodeError::CallMismatch)?, out)?;
+        }
+        Record::OpAnswered { stream, reply } => {
+            out.u8(tag::OP_ANSWERED);
+            out.u32(stream);
+            put_reply(reply, out);
             encode_op(call.ok_or(EncodeError::CallMismatch)?, out)?;
         }
         Record::Hint(ref hint) => {
@@ -570,6 +610,10 @@ mod tests {
         encode(&Record::Op { stream: 9 }, Some(&call), &mut from_call).unwrap();
         assert_eq!(from_body, from_call);
         assert_eq!(from_call.len(), 5 + 2 + 2 * 22);
+        let (mut from_body, mut from_call) = (Vec::new(), Vec::new());
+        encode_answered_op(9, REPLY, &body, &mut from_body).unwrap();
+        encode(&Record::OpAnswered { stream: 9, reply: REPLY }, Some(&call), &mut from_call).unwrap();
+        assert_eq!(from_body, from_call);
         assert!(encode_op_record(9, &[0; crate::op::OP_BYTES_MAX + 1], &mut from_body).is_err());
     }
 

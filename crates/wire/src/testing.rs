@@ -261,6 +261,7 @@ impl<'a> Source<'a> {
             20 => Record::CopyDevice { dst: self.u64(), src: self.u64(), len: self.u64(), stream, reply },
             21 => Record::Memset { addr: self.u64(), len: self.u64(), value: self.u8(), stream, reply },
             22 => Record::Hint(self.hint()),
+            23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
         };
         (record, None)
@@ -301,7 +302,7 @@ pub fn check_decode(bytes: &[u8]) {
     assert!(call.ints.capacity() <= 2 * INTS_MAX && call.floats.capacity() <= 2 * FLOATS_MAX);
     assert!(call.text.capacity() <= 2 * TEXT_BYTES_MAX);
     let Ok(record) = result else { return };
-    let is_op = matches!(record, Record::Op { .. });
+    let is_op = record.has_call();
     let mut first = Vec::new();
     encode(&record, is_op.then_some(&call), &mut first).expect("what was decoded can be encoded");
     let mut again = OpCall::new(OpId(0));
@@ -465,7 +466,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 22);
+        assert_eq!(tags.len(), 23);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }

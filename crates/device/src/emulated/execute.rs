@@ -25,26 +25,30 @@ impl Executor {
         self.machine.hbm.zero(offset, bytes);
     }
 
-    /// Executes `cmd`. A panic inside a kernel is a defect of ours; it becomes this command's error.
+    /// Executes `cmd`; the extent that it found, if it is an operator that finds one. A panic inside a kernel is a defect of ours; it becomes this command's error.
     ///
     /// # Errors
     /// With the operator's name and the reason.
-    pub fn run(&mut self, cmd: &mut Command) -> Result<(), OpError> {
+    pub fn run(&mut self, cmd: &mut Command) -> Result<Option<u64>, OpError> {
         let name = cmd.name();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.dispatch(cmd)));
         outcome.unwrap_or_else(|_| Err(OpError::new(format!("{name}: internal error: the emulated kernel panicked"))))
     }
 
-    fn dispatch(&mut self, cmd: &mut Command) -> Result<(), OpError> {
+    fn dispatch(&mut self, cmd: &mut Command) -> Result<Option<u64>, OpError> {
         let name = cmd.name();
         let bounds = |error: OutOfBounds| OpError::new(format!("{name}: {error}"));
         let hbm = &mut self.machine.hbm;
         match cmd {
-            Command::Op(call) => kernels::run(call, &mut self.machine),
+            Command::Op(call) => {
+                kernels::run(call, &mut self.machine)?;
+                return Ok(self.machine.extent.take());
+            }
             Command::CopyIn { dst, source } => hbm.copy_in(*dst, source).map_err(bounds),
             Command::CopyOut { dst, src } => hbm.copy_out(dst, *src).map_err(bounds),
             Command::CopyDevice { dst, src, len } => hbm.copy_within(*dst, *src, *len).map_err(bounds),
             Command::Fill { addr, len, value } => hbm.fill(*addr, *len, *value).map_err(bounds),
         }
+        .map(|()| None)
     }
 }

@@ -73,7 +73,7 @@ struct Entry {
     stream: u32,
     /// The command, while no worker has it.
     cmd: Option<Box<Command>>,
-    result: Option<Result<(), OpError>>,
+    result: Option<Result<Option<u64>, OpError>>,
     /// The model was through when somebody asked, the worker was not.
     late: bool,
 }
@@ -158,7 +158,7 @@ impl Emulated {
 }
 
 /// What a device without memory answers.
-fn without_computing(cmd: &mut Command, total: u64) -> Result<(), OpError> {
+fn without_computing(cmd: &mut Command, total: u64) -> Result<Option<u64>, OpError> {
     let name = cmd.name();
     let check = |addr: PhysAddr, len: u64| {
         hbm::offset_of(addr, len, total).map(|_| ()).map_err(|e| OpError::new(format!("{name}: {e}")))
@@ -174,6 +174,7 @@ fn without_computing(cmd: &mut Command, total: u64) -> Result<(), OpError> {
         Command::CopyDevice { dst, src, len } => check(*dst, *len).and_then(|()| check(*src, *len)),
         Command::Fill { addr, len, .. } => check(*addr, *len),
     }
+    .map(|()| None)
 }
 
 impl Device for Emulated {
@@ -279,7 +280,8 @@ impl Emulated {
             } else if entry.late {
                 late.push((entry.stream, at));
             }
-            out.push(Completion { token: entry.token, at, result, cmd });
+            let extent = result.as_ref().ok().copied().flatten();
+            out.push(Completion { token: entry.token, at, result: result.map(|_| ()), extent, cmd });
             vacant.push(id);
             false
         });

@@ -35,8 +35,8 @@ pub enum Job {
 pub struct Finished {
     /// Which.
     pub id: Id,
-    /// Whether it worked.
-    pub result: Result<(), OpError>,
+    /// Whether it worked, and the extent that it found.
+    pub result: Result<Option<u64>, OpError>,
     /// The command, given back.
     pub cmd: Box<Command>,
 }

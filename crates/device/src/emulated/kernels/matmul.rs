@@ -161,7 +161,7 @@ fn multiply(machine: &mut Machine, a: &View, b: &View, out: &View, bias: Option<
 
 /// One product of bounded size. Columns are split among threads; each part's result is a block of its own.
 fn slab(machine: &mut Machine, a: &View, b: &View, out: &View, bias: Option<Bias>) -> Outcome {
-    let Machine { hbm, pool, scratch } = machine;
+    let Machine { hbm, pool, scratch, .. } = machine;
     let (rows, k, n) = (a.dim(0), a.dim(1), b.dim(1));
     let result = sized(&mut scratch.result, rows * n)?;
     let operand = Matrix::of_view(hbm, a, &mut scratch.operand);

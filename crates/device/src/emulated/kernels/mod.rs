@@ -57,6 +57,9 @@ pub struct Machine {
     pub pool: Pool,
     /// Buffers that kernels use for intermediate values; contents are left over from earlier operators.
     pub scratch: Scratch,
+    /// Size that an operator with a data-dependent output found for it (`acl_abi::extent`): the output holds that many
+    /// rows, contiguously, as a tensor of the smaller shape would. Cleared before each operator.
+    pub extent: Option<u64>,
 }
 
 /// Intermediate values, reused from operator to operator.
@@ -94,7 +97,7 @@ impl Scratch {
 impl Machine {
     /// A machine with this memory that uses these threads.
     pub fn new(hbm: Hbm, pool: Pool) -> Self {
-        Self { hbm, pool, scratch: Scratch::default() }
+        Self { hbm, pool, scratch: Scratch::default(), extent: None }
     }
 }
 
@@ -140,6 +143,7 @@ pub fn run(call: &OpCall, machine: &mut Machine) -> Result<(), OpError> {
         let name = SIGNATURES.get(usize::from(call.op.0)).map_or("unknown operator", |s| s.name);
         return Err(OpError::new(format!("{name}: the emulated device does not compute this operator")));
     };
+    machine.extent = None;
     let outcome = kernel(&Args::new(call, machine.hbm.len()), machine);
     if machine.scratch.elements() > SCRATCH_KEPT_MAX {
         machine.scratch = Scratch::default();
