@@ -1,6 +1,6 @@
 //! The arguments of one call, by position, with errors that name the parameter.
 
-use acl_abi::{Arg, OpCall, Scalar};
+use acl_abi::{Arg, OpCall, OpId, Scalar};
 
 use super::fault::{Fault, Outcome, ensure};
 use super::view::View;
@@ -16,6 +16,11 @@ impl<'a> Args<'a> {
     /// Arguments of `call`, for a device with `total` bytes of memory.
     pub fn new(call: &'a OpCall, total: u64) -> Self {
         Self { call, total }
+    }
+
+    /// The operator.
+    pub fn op(&self) -> OpId {
+        self.call.op
     }
 
     /// Name of the parameter at `position`.
@@ -68,6 +73,19 @@ impl<'a> Args<'a> {
             self.call.tensor_list(position).ok_or_else(|| Fault::new("a tensor list is required").about(name))?;
         let total = self.total;
         Ok(list.iter().map(move |desc| View::new(desc, total).map_err(|f| f.about(name))))
+    }
+
+    /// The only tensor of a list, or a tensor.
+    pub fn only(&self, position: usize) -> Outcome<View> {
+        if let Some(Arg::Tensor(_)) = self.call.args.get(position) {
+            return self.tensor(position);
+        }
+        let mut list = self.tensors(position)?;
+        let (count, name) = (list.len(), self.name(position));
+        match list.next() {
+            Some(view) if count == 1 => view,
+            _ => Err(Fault::new(format!("{name}: a list of {count} tensors is not supported (1)"))),
+        }
     }
 
     /// A scalar.

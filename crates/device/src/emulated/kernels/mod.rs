@@ -11,7 +11,6 @@
 mod activation;
 mod args;
 mod attention;
-mod attention_plan;
 mod elementwise;
 mod fault;
 mod fill;
@@ -110,7 +109,9 @@ pub type Family = &'static [(OpId, Kernel)];
 /// Every operator that this device computes, by family: each file lists its own.
 pub const FAMILIES: &[Family] = &[
     activation::KERNELS,
-    attention::KERNELS,
+    attention::flash::KERNELS,
+    attention::grad::KERNELS,
+    attention::infer::KERNELS,
     elementwise::KERNELS,
     fill::KERNELS,
     index::KERNELS,

@@ -3,10 +3,68 @@
 
 use acl_abi::{DataType, TensorDesc, ops};
 
-use super::super::attention_plan::at;
 use super::super::testing::{A, LAYS, Lab, Lay, Noise, close};
 
 use DataType::{BF16, Bool, F16, F32, I8, I32, I64};
+
+/// Positions of FusedInferAttentionScoreV3's parameters; [`positions_match_the_signature`].
+pub mod at {
+    pub const QUERY: usize = 0;
+    pub const KEY: usize = 1;
+    pub const VALUE: usize = 2;
+    pub const BIAS: usize = 3;
+    pub const ATTEN_MASK: usize = 4;
+    pub const LENGTHS_Q: usize = 5;
+    pub const LENGTHS_KV: usize = 6;
+    pub const BLOCK_TABLE: usize = 14;
+    pub const NUM_HEADS: usize = 27;
+    pub const SCALE: usize = 28;
+    pub const PRE_TOKENS: usize = 29;
+    pub const NEXT_TOKENS: usize = 30;
+    pub const LAYOUT: usize = 31;
+    pub const NUM_KV_HEADS: usize = 32;
+    pub const SPARSE_MODE: usize = 33;
+    pub const BLOCK_SIZE: usize = 35;
+    pub const ANTIQUANT_MODE: usize = 36;
+    pub const LSE_FLAG: usize = 37;
+    pub const KEY_ANTIQUANT_MODE: usize = 38;
+    pub const VALUE_ANTIQUANT_MODE: usize = 39;
+    pub const OUT: usize = 40;
+    pub const LSE: usize = 41;
+    /// Parameters that must be null.
+    pub const UNSUPPORTED: [usize; 19] = [7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26];
+}
+
+#[test]
+fn positions_match_the_signature() {
+    let signature = ops::aclnnFusedInferAttentionScoreV3.signature();
+    for (position, name) in [
+        (at::QUERY, "query"),
+        (at::KEY, "key"),
+        (at::VALUE, "value"),
+        (at::BIAS, "pseShiftOptional"),
+        (at::ATTEN_MASK, "attenMaskOptional"),
+        (at::LENGTHS_Q, "actualSeqLengthsOptional"),
+        (at::LENGTHS_KV, "actualSeqLengthsKvOptional"),
+        (at::BLOCK_TABLE, "blockTableOptional"),
+        (at::NUM_HEADS, "numHeads"),
+        (at::SCALE, "scaleValue"),
+        (at::PRE_TOKENS, "preTokens"),
+        (at::NEXT_TOKENS, "nextTokens"),
+        (at::LAYOUT, "inputLayout"),
+        (at::NUM_KV_HEADS, "numKeyValueHeads"),
+        (at::SPARSE_MODE, "sparseMode"),
+        (at::BLOCK_SIZE, "blockSize"),
+        (at::ANTIQUANT_MODE, "antiquantMode"),
+        (at::LSE_FLAG, "softmaxLseFlag"),
+        (at::KEY_ANTIQUANT_MODE, "keyAntiquantMode"),
+        (at::VALUE_ANTIQUANT_MODE, "valueAntiquantMode"),
+        (at::OUT, "attentionOut"),
+        (at::LSE, "softmaxLse"),
+    ] {
+        assert_eq!(signature.params[position].name, name);
+    }
+}
 
 /// Arguments with every optional absent: TND, sparse mode 3.
 pub fn arguments(

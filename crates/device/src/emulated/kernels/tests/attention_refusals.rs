@@ -4,9 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use acl_abi::{DataType, TensorDesc, ops};
 
-use super::super::attention_plan::at;
 use super::super::testing::{A, Lab, Noise};
-use super::attention::arguments;
+use super::attention::{arguments, at};
 
 use DataType::{BF16, F32, I8, I32};
 
@@ -44,7 +43,7 @@ fn what_is_not_supported_is_named() {
     lab.ok(op, &decode);
     lab.ok(op, &batched);
     let some = A::T(lab.tensor(F32, &[2], &[0.0; 2]));
-    for position in at::UNSUPPORTED.into_iter().chain([at::KEY_ROPE_SCALE]) {
+    for position in at::UNSUPPORTED {
         let mut args = decode.clone();
         args[position] = some.clone();
         let name = op.signature().params[position].name;
@@ -63,7 +62,7 @@ fn what_is_not_supported_is_named() {
     type Case<'a> = (&'a [A], Vec<(usize, A)>, &'a str);
     let cases: Vec<Case<'_>> = vec![
         (&decode, vec![(at::LAYOUT, A::Str("SBH"))], "inputLayout: \"SBH\" is not supported"),
-        (&decode, vec![(at::SPARSE_MODE, A::I(4))], "sparseMode: 4 is not supported"),
+        (&decode, vec![(at::SPARSE_MODE, A::I(5))], "sparseMode: 5 is not supported"),
         (&decode, vec![(at::ANTIQUANT_MODE, A::I(1))], "antiquantMode: 1 is not supported"),
         (&decode, vec![(at::NUM_HEADS, A::I(2))], "query: shape [2, 3, 4]"),
         (&decode, vec![(at::NUM_HEADS, A::I(-1))], "numHeads: -1 is not in"),
@@ -99,9 +98,9 @@ fn what_is_not_supported_is_named() {
             ],
             "key: blockSize: 16 equals the number of heads",
         ),
-        (&batched, vec![(at::ATTEN_MASK, mask_3x2)], "attenMaskOptional: shape [1, 3, 2] does not cover"),
+        (&batched, vec![(at::ATTEN_MASK, mask_3x2)], "attenMaskOptional: shape [1, 1, 3, 2] does not cover"),
         (&batched, vec![(at::ATTEN_MASK, mask_f32)], "attenMaskOptional: type float32"),
-        (&batched, vec![(at::ATTEN_MASK, mask_bad), (at::NEXT_TOKENS, A::I(0))], "nextTokens: 0 restricts the mask"),
+        (&batched, vec![(at::BIAS, mask_bad)], "pseShiftOptional: element type int8"),
         (&batched, vec![(at::LENGTHS_Q, A::Ints(vec![4]))], "4 of sequence 0 is not in 0..=3"),
     ];
     for (base, changes, part) in cases {

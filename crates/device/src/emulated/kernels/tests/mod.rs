@@ -4,6 +4,7 @@ mod attention;
 mod attention_refusals;
 mod elementwise;
 mod fill;
+mod flash;
 mod index;
 mod matmul;
 mod norm;

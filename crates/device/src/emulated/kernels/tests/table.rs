@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use acl_abi::{DataType, Kind, OpId, SIGNATURES, Scalar, TensorDesc, ops};
 
-use super::super::attention_plan::at;
 use super::super::testing::{A, Lab, Noise, real};
 use super::super::{kernels, run};
 use crate::emulated::hbm::PHYS_BASE;
@@ -16,46 +15,6 @@ fn the_table_is_what_the_signatures_call_emulated() {
     let promised: BTreeSet<_> = SIGNATURES.iter().filter(|s| s.emulated).map(|s| s.name).collect();
     assert_eq!(computed, promised);
     assert_eq!(computed.len(), kernels().count(), "an operator is listed twice");
-}
-
-#[test]
-fn positions_of_attention_parameters_match_the_signature() {
-    let signature = ops::aclnnFusedInferAttentionScoreV3.signature();
-    let known = [
-        (at::QUERY, "query"),
-        (at::KEY, "key"),
-        (at::VALUE, "value"),
-        (at::ATTEN_MASK, "attenMaskOptional"),
-        (at::LENGTHS_Q, "actualSeqLengthsOptional"),
-        (at::LENGTHS_KV, "actualSeqLengthsKvOptional"),
-        (at::BLOCK_TABLE, "blockTableOptional"),
-        (at::NUM_HEADS, "numHeads"),
-        (at::SCALE, "scaleValue"),
-        (at::PRE_TOKENS, "preTokens"),
-        (at::NEXT_TOKENS, "nextTokens"),
-        (at::LAYOUT, "inputLayout"),
-        (at::NUM_KV_HEADS, "numKeyValueHeads"),
-        (at::SPARSE_MODE, "sparseMode"),
-        (at::BLOCK_SIZE, "blockSize"),
-        (at::ANTIQUANT_MODE, "antiquantMode"),
-        (at::LSE_FLAG, "softmaxLseFlag"),
-        (at::KEY_ANTIQUANT_MODE, "keyAntiquantMode"),
-        (at::VALUE_ANTIQUANT_MODE, "valueAntiquantMode"),
-        (at::OUT, "attentionOut"),
-        (at::LSE, "softmaxLse"),
-        (at::KEY_ROPE_SCALE, "keyRopeAntiquantScaleOptional"),
-    ];
-    for (position, name) in known {
-        assert_eq!(signature.params[position].name, name);
-    }
-    for position in at::UNSUPPORTED.into_iter().chain([at::KEY_ROPE_SCALE]) {
-        let (Kind::Tensor | Kind::IntArray) = signature.params[position].kind else {
-            panic!("{position} cannot be null")
-        };
-        assert!(!known.iter().any(|k| k.0 == position) || position == at::KEY_ROPE_SCALE);
-    }
-    // innerPrecise is the one parameter that is not looked at.
-    assert_eq!(known.len() + at::UNSUPPORTED.len() + 1, signature.params.len());
 }
 
 #[test]

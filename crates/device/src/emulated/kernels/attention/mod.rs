@@ -1,4 +1,4 @@
-//! FusedInferAttentionScoreV3: attention over packed, batched or paged keys and values.
+//! Attention over packed, batched or paged keys and values: the engine that every attention operator comes to.
 //!
 //! For one query row and one head: scores `sᵢ = scale·(q·kᵢ)`; their maximum `m`; weights `pᵢ = e^(sᵢ − m)`; their sum in the
 //! fixed order of [`math::sum`]; `Σ pᵢ·vᵢ`, and one division. Both products are [`gemm::multiply`]'s, the second one piece of
@@ -6,26 +6,29 @@
 //! depends on nothing but the row itself and the keys it sees: not on how many rows or sequences are computed together, not
 //! on how the prompt is cut into chunks, not on pages or threads. So a token has the same bits alone, in a batch, in
 //! prefill, in decode, and after its request was put back and computed again. Keys that a row does not see are not
-//! multiplied by a weight of 0 but left out, so that an infinity in them does not reach the row.
+//! multiplied by a weight of 0 but left out, so that an infinity in them does not reach the row. A row that sees nothing
+//! is 0.
 //!
 //! Work is cut into items of one sequence, one kv head and up to [`ROWS`] query rows (the query heads that share a kv
 //! head are rows together, so that a key is loaded once for all of them). Large calls compute items on several threads, in
 //! waves; results are stored by the worker alone.
+//!
+//! [`plan`] is the form that a call is brought into: by [`infer`] from the operators of inference, by [`flash`] from
+//! those of training; [`grad`] goes the way back.
 
-use acl_abi::ops;
+pub mod flash;
+pub mod grad;
+pub mod infer;
+mod layout;
+mod plan;
 
-use super::Family;
-use super::args::Args;
-use super::attention_plan::{Plan, Sequence};
-use super::fault::Outcome;
+use super::fault::{Fault, Outcome};
 use super::gemm::{self, Matrix};
 use super::nest::store_all;
 use super::view::View;
 use super::{Machine, math, sized};
 use crate::emulated::hbm::Hbm;
-
-/// Operators of this file.
-pub const KERNELS: Family = &[(ops::aclnnFusedInferAttentionScoreV3, fused_infer_attention_score_v3)];
+use plan::{Dropout, Plan, Sequence};
 
 /// Query rows that share a pass over the keys, about.
 pub const ROWS: usize = 64;
@@ -50,8 +53,9 @@ pub struct Slot {
     scores: Vec<f32>,
     tokens: Vec<f32>,
     out: Vec<f32>,
-    lse: Vec<f32>,
-    outcome: Option<super::fault::Fault>,
+    /// Maximum and sum of every row.
+    statistics: Vec<[f32; 2]>,
+    outcome: Option<Fault>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -65,26 +69,25 @@ struct Item {
 impl Slot {
     /// Elements that the buffers hold.
     pub fn elements(&self) -> usize {
-        [&self.query, &self.scores, &self.tokens, &self.out, &self.lse].iter().map(|b| b.capacity()).sum()
+        let values = [&self.query, &self.scores, &self.tokens, &self.out].iter().map(|b| b.capacity()).sum::<usize>();
+        values + 2 * self.statistics.capacity()
     }
 }
 
-/// The operator; parameters in [`super::attention_plan::at`].
-pub fn fused_infer_attention_score_v3(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let plan = Plan::new(args)?;
-    plan.check_table(&machine.hbm)?;
+/// Computes a call whose block table is checked.
+fn run(machine: &mut Machine, plan: &Plan<'_>) -> Outcome {
     let mut outcome = Ok(());
     plan.padding(|view| {
         let stored = store_all(machine, &view, |_, piece: &mut [f32]| piece.fill(0.0));
         outcome = outcome.clone().and(stored);
     });
     outcome?;
-    let wave = if macs(&plan) < PARALLEL_MACS_MIN { 1 } else { machine.pool.threads() * ITEMS_PER_THREAD };
+    let wave = if macs(plan) < PARALLEL_MACS_MIN { 1 } else { machine.pool.threads() * ITEMS_PER_THREAD };
     let mut slots = std::mem::take(&mut machine.scratch.attention);
     if slots.len() < wave {
         slots.resize_with(wave, Slot::default);
     }
-    let mut items = Items { plan: &plan, next: Item::default() };
+    let mut items = Items { plan, next: Item::default() };
     let outcome = loop {
         let mut filled = 0;
         while filled < wave
@@ -98,11 +101,11 @@ pub fn fused_infer_attention_score_v3(args: &Args<'_>, machine: &mut Machine) ->
         }
         let Machine { hbm, pool, .. } = machine;
         let memory = &*hbm;
-        pool.for_each(&mut slots[..filled], |_, slot| slot.outcome = compute(memory, &plan, slot).err());
+        pool.for_each(&mut slots[..filled], |_, slot| slot.outcome = compute(memory, plan, slot).err());
         let stored = slots[..filled].iter_mut().try_for_each(|slot| match slot.outcome.take() {
             Some(fault) => Err(fault),
             None => {
-                store(hbm, &plan, slot);
+                store(hbm, plan, slot);
                 Ok(())
             }
         });
@@ -154,15 +157,6 @@ impl Iterator for Items<'_, '_> {
     }
 }
 
-/// Number of keys that query `index` of a sequence sees.
-fn visible(plan: &Plan<'_>, sequence: &Sequence, index: usize) -> usize {
-    if plan.causal {
-        (sequence.keys + index + 1).saturating_sub(sequence.queries()).min(sequence.keys)
-    } else {
-        sequence.keys
-    }
-}
-
 /// Computes an item into its buffers.
 fn compute(hbm: &Hbm, plan: &Plan<'_>, slot: &mut Slot) -> Outcome {
     let Item { sequence, kv_head, from, queries } = slot.item;
@@ -173,49 +167,56 @@ fn compute(hbm: &Hbm, plan: &Plan<'_>, slot: &mut Slot) -> Outcome {
     for (i, query) in query.chunks_exact_mut((group * width).max(1)).enumerate() {
         sequence.query.select(0, from + i).narrow(0, kv_head * group, group).load_matrix(hbm, query);
     }
-    // Later queries see more: the last one's keys are all that the item needs.
-    let keys = visible(plan, &sequence, from + queries - 1);
+    let seen = |row: usize| plan.band.seen(from + row / group, sequence.queries(), sequence.keys);
+    // Later queries see later keys: from the first one's first key, at the start of its piece, to the last one's end.
+    let base = seen(0).0 / TOKENS * TOKENS;
+    let keys = seen(rows - 1).1.saturating_sub(base);
     let scores = sized(&mut slot.scores, rows * keys)?;
-    for from in (0..keys).step_by(TOKENS) {
-        let count = TOKENS.min(keys - from);
+    for first in (0..keys).step_by(TOKENS) {
+        let count = TOKENS.min(keys - first);
         let tokens = sized(&mut slot.tokens, count * width)?;
-        widen(hbm, tokens, count, |done, limit| plan.keys(hbm, &sequence, kv_head, from + done, limit))?;
+        let piece = |done, limit| plan.keys.piece(hbm, &sequence, kv_head, base + first + done, limit);
+        widen(hbm, tokens, count, piece)?;
         let tokens = Matrix::rows(tokens, count, width).transposed();
-        gemm::multiply(Matrix::rows(query, rows, width), tokens, &mut scores[from..], keys, false);
+        gemm::multiply(Matrix::rows(query, rows, width), tokens, &mut scores[first..], keys, false);
     }
     let out = sized(&mut slot.out, rows * value_width)?;
-    let lse = sized(&mut slot.lse, rows)?;
+    let statistics = sized(&mut slot.statistics, rows)?;
     out.fill(0.0);
-    for row in 0..rows {
-        let index = from + row / group;
-        let seen = visible(plan, &sequence, index);
-        lse[row] = weigh(hbm, plan.scale, sequence.mask.as_ref(), index, &mut scores[row * keys..][..seen]);
+    for (row, statistics) in statistics.iter_mut().enumerate() {
+        let (first, end) = seen(row);
+        let row = Row { head: kv_head * group + row % group, index: from + row / group, first, end };
+        let start = (row.index - from) * group + row.head - kv_head * group;
+        let scores = &mut scores[start * keys..][..keys][first.saturating_sub(base)..end.saturating_sub(base)];
+        *statistics = weigh(hbm, plan, &sequence, row, scores);
     }
     for first in (0..keys).step_by(TOKENS) {
         let count = TOKENS.min(keys - first);
         let tokens = sized(&mut slot.tokens, count * value_width)?;
-        widen(hbm, tokens, count, |done, limit| plan.values(hbm, &sequence, kv_head, first + done, limit))?;
-        let seen = |row: usize| visible(plan, &sequence, from + row / group).clamp(first, first + count) - first;
+        let piece = |done, limit| plan.values.piece(hbm, &sequence, kv_head, base + first + done, limit);
+        widen(hbm, tokens, count, piece)?;
+        let here = |row: usize| {
+            let (from, end) = seen(row);
+            let inside = |key: usize| key.clamp(base + first, base + first + count) - base - first;
+            (inside(from), inside(end))
+        };
         let mut row = 0;
         while row < rows {
             // As many rows at a time as see the same tokens of this piece.
-            let seen_here = seen(row);
-            let together = (row..rows).take_while(|&row| seen(row) == seen_here).count();
-            let weights = Matrix::new(scores, row * keys + first, [together, seen_here], [keys as isize, 1]);
-            let tokens = Matrix::rows(tokens, seen_here, value_width);
-            gemm::multiply(weights, tokens, &mut out[row * value_width..], value_width, true);
+            let (start, end) = here(row);
+            let together = (row..rows).take_while(|&row| here(row) == (start, end)).count();
+            if start < end {
+                let from = row * keys + first + start;
+                let weights = Matrix::new(scores, from, [together, end - start], [keys as isize, 1]);
+                let tokens = Matrix::rows(&tokens[start * value_width..], end - start, value_width);
+                gemm::multiply(weights, tokens, &mut out[row * value_width..], value_width, true);
+            }
             row += together;
         }
     }
-    for row in 0..rows {
-        let seen = visible(plan, &sequence, from + row / group);
-        let sum = math::sum(&scores[row * keys..][..seen]);
-        // A row that sees nothing is 0, and its log-sum-exp infinite, as the operator's description has it.
-        if sum > 0.0 || sum.is_nan() {
-            out[row * value_width..][..value_width].iter_mut().for_each(|value| *value /= sum);
-            lse[row] += sum.ln();
-        } else {
-            lse[row] = f32::INFINITY;
+    for (out, [_, sum]) in out.chunks_exact_mut(value_width.max(1)).zip(statistics) {
+        if *sum > 0.0 || sum.is_nan() {
+            out.iter_mut().for_each(|value| *value /= *sum);
         }
     }
     Ok(())
@@ -234,17 +235,39 @@ fn widen(hbm: &Hbm, mut tokens: &mut [f32], count: usize, piece: impl Fn(usize, 
     Ok(())
 }
 
-/// Turns scores into weights `e^(scale·s − m)` and answers the maximum `m`.
-fn weigh(hbm: &Hbm, scale: f32, mask: Option<&View>, index: usize, scores: &mut [f32]) -> f32 {
-    for score in scores.iter_mut() {
-        *score *= scale;
-    }
-    if let Some(mask) = mask {
-        let row = mask.select(0, index).row();
-        let mut hidden = [0i64; TOKENS];
-        for (i, scores) in scores.chunks_mut(TOKENS).enumerate() {
+/// One head of one query, and the keys that it sees.
+#[derive(Clone, Copy)]
+struct Row {
+    head: usize,
+    index: usize,
+    first: usize,
+    end: usize,
+}
+
+/// Scales the products of a row's query with the keys it sees, adds the bias, and hides what the mask says.
+fn finish_scores(hbm: &Hbm, plan: &Plan<'_>, sequence: &Sequence, row: Row, scores: &mut [f32]) {
+    let of_head = |view: View| view.select(0, if view.dim(0) == 1 { 0 } else { row.head });
+    let bias = sequence.bias.map(|bias| {
+        let view = of_head(bias);
+        view.select(0, if view.dim(0) == 1 { 0 } else { row.index }).row()
+    });
+    let mask = sequence.mask.map(|mask| of_head(mask).select(0, row.index).row());
+    let early = plan.bias.is_some_and(|bias| bias.before_scale);
+    let (mut terms, mut hidden) = ([0f32; TOKENS], [0i64; TOKENS]);
+    for (i, scores) in scores.chunks_mut(TOKENS).enumerate() {
+        let at = row.first + i * TOKENS;
+        if let Some(bias) = &bias {
+            let terms = &mut terms[..scores.len()];
+            bias.load(hbm, at, terms);
+            for (score, term) in scores.iter_mut().zip(terms) {
+                *score = if early { (*score + *term) * plan.scale } else { *score * plan.scale + *term };
+            }
+        } else {
+            scores.iter_mut().for_each(|score| *score *= plan.scale);
+        }
+        if let Some(mask) = &mask {
             let hidden = &mut hidden[..scores.len()];
-            row.load(hbm, i * TOKENS, hidden);
+            mask.load(hbm, at, hidden);
             for (score, hidden) in scores.iter_mut().zip(hidden) {
                 if *hidden != 0 {
                     *score = f32::NEG_INFINITY;
@@ -252,13 +275,37 @@ fn weigh(hbm: &Hbm, scale: f32, mask: Option<&View>, index: usize, scores: &mut 
             }
         }
     }
+}
+
+/// Turns products into weights `e^(s − m)`; answers the maximum `m` and the weights' sum. Dropout comes after the sum.
+fn weigh(hbm: &Hbm, plan: &Plan<'_>, sequence: &Sequence, row: Row, scores: &mut [f32]) -> [f32; 2] {
+    finish_scores(hbm, plan, sequence, row, scores);
     let largest = math::max(scores);
     if largest == f32::NEG_INFINITY {
         scores.fill(0.0);
     } else {
         math::exp_shifted(scores, largest);
     }
-    largest
+    let sum = math::sum(scores);
+    if let Some(dropout) = &plan.dropout {
+        dropout.apply(hbm, plan.heads, sequence, row, scores);
+    }
+    [largest, sum]
+}
+
+impl Dropout {
+    /// Drops weights of a row, and divides the others by the probability that they are kept.
+    fn apply(&self, hbm: &Hbm, heads: usize, sequence: &Sequence, row: Row, weights: &mut [f32]) {
+        let bytes = self.bits.row();
+        let before = (sequence.index * heads + row.head) * sequence.queries() + row.index;
+        let from = before * sequence.keys + row.first;
+        let factor = (1.0 / self.keep) as f32;
+        for (i, weight) in weights.iter_mut().enumerate() {
+            let bit = from + i;
+            let kept = bytes.integer(hbm, bit / 8) >> (bit % 8) & 1 != 0;
+            *weight = if kept { *weight * factor } else { 0.0 };
+        }
+    }
 }
 
 /// Rounds an item's results into memory.
@@ -266,13 +313,25 @@ fn store(hbm: &mut Hbm, plan: &Plan<'_>, slot: &Slot) {
     let Item { sequence, kv_head, from, queries } = slot.item;
     let sequence = plan.sequence(sequence);
     let group = plan.heads / plan.kv_heads;
+    let of_head = |view: &View, query: usize, head: usize| {
+        plan.of_sequence(view, &sequence).select(0, from + query).select(0, head).row()
+    };
     for query in 0..queries {
         for member in 0..group {
             let (row, head) = (query * group + member, kv_head * group + member);
             let values = &slot.out[row * plan.value_width..][..plan.value_width];
             sequence.out.select(0, from + query).select(0, head).row().store(hbm, 0, values);
-            if let Some(lse) = &sequence.lse {
-                lse.select(0, from + query).row().store(hbm, head, &slot.lse[row..=row]);
+            let [largest, sum] = slot.statistics[row];
+            if let Some(lse) = &plan.lse {
+                // Of a row that sees nothing it is infinite, as the operator's description has it.
+                let nothing = sum == 0.0;
+                of_head(lse, query, head).store(hbm, 0, &[if nothing { f32::INFINITY } else { largest + sum.ln() }]);
+            }
+            if let Some(views) = &plan.statistics {
+                for (view, value) in views.iter().zip([largest, sum]) {
+                    let row = of_head(view, query, head);
+                    (0..row.len).for_each(|copy| row.store(hbm, copy, &[value]));
+                }
             }
         }
     }
