@@ -7,6 +7,7 @@ mod build;
 mod demo;
 mod figures;
 mod test;
+mod torch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +51,11 @@ enum Task {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Makes the PyTorch in a virtual environment load without CUDA: stand-ins for the NVIDIA libraries that are missing.
+    TorchEnv {
+        /// The virtual environment.
+        dir: PathBuf,
+    },
     /// Measure something; prints a table.
     #[command(subcommand)]
     Bench(Bench),
@@ -73,6 +79,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo { measure, keep, omega } => demo::run(&measure, keep, omega),
         Task::Test { filter } => test::run(filter.as_deref()),
+        Task::TorchEnv { dir } => torch::complete(&dir),
         Task::Bench(Bench::Overhead { measure }) => bench::overhead::run(&measure),
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),
     }
