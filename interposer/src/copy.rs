@@ -191,6 +191,12 @@ fn to_host(link: &Link, dst: *mut u8, src: u64, len: usize, stream: Option<&Stre
             reply,
         });
     }
+    // SAFETY: `dst` is writable for `len` bytes by the C contract; the fetched bytes are in the arena, readable for `len`, and
+    // do not overlap the caller's memory (pinned memory took the way above).
+    let take = |bytes: *const u8| unsafe { std::ptr::copy_nonoverlapping(bytes, dst, len) };
+    if stream.is_none() && link.take_fetched(src, len as u64, take) {
+        return Ok(());
+    }
     let mut done = 0;
     while done < len {
         let block = link.client.staging_take().map_err(|l| link.lost(l))?;

@@ -18,11 +18,12 @@
 use std::cell::RefCell;
 use std::ffi::c_void;
 
-use acl_abi::{Arg, OpCall, OpId, extent, ops};
+use acl_abi::{Arg, Kind, OpCall, OpId, extent, ops};
 
 use crate::abi::{Out, Text};
 use crate::entry;
 use crate::error::{ACLNN_PARAM_INVALID, ACLNN_PARAM_NULL, Failure};
+use crate::fetch::Span;
 use crate::objects::{Element, Objects};
 use crate::process::process;
 use crate::stream::Stream;
@@ -35,6 +36,8 @@ pub struct Executor {
     body: Vec<u8>,
     /// Outlives phase two.
     pub repeatable: bool,
+    /// Its first output, if that is small.
+    output: Option<Span>,
     /// Outputs of a data-dependent size.
     extents: Vec<Growing>,
 }
@@ -262,6 +265,7 @@ pub fn first_phase(
             let growing: Vec<Growing> = arguments.growing().collect();
             objects.executors.insert(|executor| {
                 executor.extents = growing;
+                executor.output = small_output(call);
                 executor.body.clear();
                 executor.repeatable = false;
                 executor.op = Some(op);
@@ -316,7 +320,16 @@ fn post(op: OpId, executor: &Executor, stream: &Stream) -> Result<Option<Waiting
     if !extent::of(op).is_empty() {
         return Ok(Some(Waiting { body: executor.body.clone(), extents: executor.extents.clone() }));
     }
-    stream.post_op(&executor.body).map(|()| None)
+    stream.post_op(&executor.body, executor.output).map(|()| None)
+}
+
+/// The first output of a call, if a synchronisation may fetch it.
+fn small_output(call: &OpCall) -> Option<Span> {
+    let first = call.op.signature().params.iter().position(|p| p.kind == Kind::TensorOut)?;
+    let Arg::Tensor(index) = call.args.get(first)? else { return None };
+    let tensor = call.tensors.get(usize::from(*index))?;
+    let (start, end) = tensor.byte_span().ok()??;
+    Span::small(tensor.addr.checked_add(start)?, end - start)
 }
 
 fn null(failure: Failure) -> Failure {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use acl_abi::values as acl;
@@ -20,6 +20,7 @@ use wire::{Record, ReplyTo};
 use crate::config::{Config, Mode};
 use crate::direct::Direct;
 use crate::error::{DEVICE_LOST, Failure};
+use crate::fetch::{FETCH_BYTES_MAX, Fetched, Plan, Span};
 use crate::handle::lock;
 use crate::hints::Listener;
 use crate::log::log;
@@ -40,6 +41,11 @@ pub struct Link {
     /// Live allocations: start → bytes asked for.
     allocations: Mutex<BTreeMap<u64, u64>>,
     default_marks: Arc<Marks>,
+    /// What the last synchronisation fetched.
+    fetched: Mutex<Fetched>,
+    /// Calls that waited for an answer, and copies that needed none.
+    round_trips: AtomicU64,
+    copies_fetched: AtomicU64,
     /// What the daemon is called in messages.
     place: String,
 }
@@ -115,6 +121,9 @@ impl Link {
             next_event: AtomicU32::new(1),
             allocations: Mutex::default(),
             default_marks: Arc::default(),
+            fetched: Mutex::default(),
+            round_trips: AtomicU64::new(0),
+            copies_fetched: AtomicU64::new(0),
             place,
         })
     }
@@ -166,6 +175,7 @@ impl Link {
     /// # Errors
     /// Device lost; what the daemon answered.
     pub fn call_op(&self, stream: u32, body: &[u8]) -> Result<Option<u64>, Failure> {
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
         let reply = self.client.call_op(stream, body).map_err(|l| self.lost(l))?;
         match (reply.status, reply.payload) {
             (0, [extent, known, ..]) => Ok((known != 0).then_some(extent)),
@@ -178,11 +188,60 @@ impl Link {
     /// # Errors
     /// Device lost; what the daemon answered.
     pub fn call<'a>(&self, make: impl FnOnce(ReplyTo) -> Record<'a>) -> Result<[u64; 4], Failure> {
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
         let reply = self.client.call(make).map_err(|l| self.lost(l))?;
         match reply.status {
             0 => Ok(reply.payload),
             code => Err(Failure::new(code, reply.text)),
         }
+    }
+
+    /// Waits until everything posted to a stream is complete, and fetches what the next copy will probably read
+    /// ([`crate::fetch`]).
+    ///
+    /// # Errors
+    /// Device lost; the first error of the stream's operators.
+    pub fn synchronise(&self, stream: u32, marks: &Arc<Marks>) -> Result<(), Failure> {
+        // One thread at a time fetches: the others wait for their stream without.
+        let Ok(mut fetched) = self.fetched.try_lock() else {
+            return self.call(|reply| Record::StreamSync { stream, reply }).map(|_| ());
+        };
+        let (plan, span) = fetched.plan(marks, || {
+            let len = FETCH_BYTES_MAX;
+            self.client.pinned_alloc(len).and_then(|room| self.client.pinned_range(room, len))
+        });
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+        let (reply, position) = self
+            .client
+            .call_at(|reply| match plan {
+                Plan::Plain => Record::StreamSync { stream, reply },
+                Plan::Fetch(Span { addr, .. }, dst) => Record::StreamFetch { stream, dst, src: addr, reply },
+            })
+            .map_err(|l| self.lost(l))?;
+        match reply.status {
+            0 => {
+                let copied = plan != Plan::Plain && reply.payload[0] != 0;
+                fetched.answered(marks, span, position, copied);
+                Ok(())
+            }
+            code => Err(Failure::new(code, reply.text)),
+        }
+    }
+
+    /// Calls that waited for an answer, and copies that the answer to another call carried.
+    pub fn round_trips(&self) -> [u64; 2] {
+        [&self.round_trips, &self.copies_fetched].map(|n| n.load(Ordering::Relaxed))
+    }
+
+    /// Shows `take` the `len` bytes at device address `addr` if the last synchronisation fetched them and they cannot have
+    /// changed since; false if not.
+    pub fn take_fetched(&self, addr: u64, len: u64, take: impl FnOnce(*const u8)) -> bool {
+        let Ok(mut fetched) = self.fetched.try_lock() else { return false };
+        let found = fetched.find(addr, len, self.client.position());
+        let Some(bytes) = found.and_then(|range| self.client.arena().ptr(range)) else { return false };
+        self.copies_fetched.fetch_add(1, Ordering::Relaxed);
+        take(bytes);
+        true
     }
 
     /// A number for a new stream.
@@ -288,6 +347,12 @@ fn rounded(size: u64) -> u64 {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        log!(Info, "session {} with {} closes", self.client.facts().session, self.place);
+        let [calls, fetched] = self.round_trips();
+        let session = self.client.facts().session;
+        log!(
+            Info,
+            "session {session} with {} closes: {calls} round trips, {fetched} copies fetched with them",
+            self.place
+        );
     }
 }

@@ -11,6 +11,7 @@ use acl_abi::values as acl;
 use wire::Record;
 
 use crate::error::Failure;
+use crate::fetch::{Forecast, Span};
 use crate::link::Link;
 
 /// How often a wait with a time limit looks, at first and at most.
@@ -25,6 +26,8 @@ pub struct Marks {
     posted: AtomicU64,
     /// Of those, known to be complete.
     settled: AtomicU64,
+    /// What its next small copy will read.
+    pub forecast: Forecast,
 }
 
 impl Marks {
@@ -83,12 +86,13 @@ impl Stream {
         Ok(())
     }
 
-    /// Posts an operator by its encoded body.
+    /// Posts an operator by its encoded body; `output` is what it writes, if that is small.
     ///
     /// # Errors
     /// Device lost.
-    pub fn post_op(&self, body: &[u8]) -> Result<(), Failure> {
+    pub fn post_op(&self, body: &[u8], output: Option<Span>) -> Result<(), Failure> {
         self.link.post_op(self.id, body)?;
+        self.marks.forecast.wrote(output);
         self.marks.count();
         Ok(())
     }
@@ -113,7 +117,7 @@ impl Stream {
         if self.marks.is_settled() {
             return self.link.check_alive();
         }
-        self.link.call(|reply| Record::StreamSync { stream: self.id, reply })?;
+        self.link.synchronise(self.id, &self.marks)?;
         self.marks.settle(posted);
         Ok(())
     }

@@ -190,3 +190,40 @@ fn the_device_describes_itself() {
     acl.ok((acl.aclGetCompileopt)(10, text.as_mut_ptr(), 16));
     assert_eq!(&text[..8], b"disable\0".map(|b| b as i8).as_slice());
 }
+
+/// Reads one float as `tensor.item()` does.
+fn item(acl: &Acl, memory: Ptr, stream: Ptr) -> f32 {
+    let mut value = f32::NAN;
+    acl.ok((acl.aclrtSynchronizeStreamWithTimeout)(stream, -1));
+    acl.ok((acl.aclrtMemcpy)((&raw mut value).cast(), 4, memory, 4, common::D2H));
+    value
+}
+
+#[test]
+fn a_number_read_after_each_step_is_that_of_the_step() {
+    let acl = direct();
+    let (stream, other) = (acl.stream(), acl.stream());
+    let memory = acl.upload(&[1.0f32]);
+    for step in 1..=30 {
+        double(acl, memory, 1, stream);
+        assert_eq!(item(acl, memory, stream), 2f32.powi(step), "step {step}");
+        if step % 3 == 0 {
+            // Whatever changes the bytes after the synchronisation is seen by the next copy.
+            let half = 2f32.powi(step) / 2.0;
+            double(acl, memory, 1, stream);
+            acl.ok((acl.aclrtSynchronizeStream)(stream));
+            acl.ok((acl.aclrtMemcpy)(memory, 4, (&raw const half).cast(), 4, H2D));
+            assert_eq!(acl.download::<f32>(memory, 1), [half]);
+            double(acl, memory, 1, other);
+            acl.ok((acl.aclrtSynchronizeStream)(other));
+            assert_eq!(acl.download::<f32>(memory, 1), [2.0 * half]);
+        }
+    }
+    acl.ok((acl.aclrtFree)(memory));
+    let mut value = 0f32;
+    acl.fails(
+        (acl.aclrtMemcpy)((&raw mut value).cast(), 4, memory, 4, common::D2H),
+        PARAM,
+        "no live device allocation",
+    );
+}

@@ -72,11 +72,12 @@ impl Collector for Page {
         for (name, help, value) in gauges {
             family(e, (name, help, None, Gauge), [([("", ""); 0], gauge(value(s)))])?;
         }
-        let counters: [(&str, &str, Value); 11] = [
+        let counters: [(&str, &str, Value); 12] = [
             ("vnpu_sessions_attached", "Client processes so far.", |s| s.sessions_total),
             ("vnpu_violations", "Sessions ended because they broke the protocol.", |s| s.violations_total),
             ("vnpu_faults", "Errors given to applications.", |s| s.faults_total),
             ("vnpu_hints", "Phase hints taken in.", |s| s.hints_total),
+            ("vnpu_round_trips", "Calls of clients answered: synchronous round trips.", |s| s.round_trips_total),
             ("vnpu_hints_expired", "Hints forgotten because their lease ran out.", |s| s.scheduling.hints_expired),
             ("vnpu_decode_steps", "Decode steps completed.", |s| s.scheduling.decode_steps),
             ("vnpu_decode_steps_late", "Decode steps completed after they were due.", |s| {

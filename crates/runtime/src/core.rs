@@ -123,6 +123,8 @@ pub struct Core {
     pub(crate) sessions_total: u64,
     pub(crate) faults_total: u64,
     pub(crate) hints_total: u64,
+    /// Calls answered to sessions that have ended.
+    pub(crate) replies_past: u64,
     actions: Vec<Action>,
     completions: Vec<Completion>,
     dropped: Vec<Token>,
@@ -168,6 +170,7 @@ impl Core {
             sessions_total: 0,
             faults_total: 0,
             hints_total: 0,
+            replies_past: 0,
             actions: Vec::new(),
             completions: Vec::new(),
             dropped: Vec::new(),
@@ -208,7 +211,8 @@ impl Core {
     /// before they are through; host memory stays mapped as long as a command holds it.
     pub fn detach(&mut self, now: Nanos, session: u64) {
         self.advance(now);
-        let Some((mut tenant, _port)) = self.tenants.remove(&session) else { return };
+        let Some((mut tenant, port)) = self.tenants.remove(&session) else { return };
+        self.replies_past += port.replies();
         let mut dropped = std::mem::take(&mut self.dropped);
         dropped.clear();
         self.dispatcher.close_session(self.time, session, &mut dropped);
@@ -351,6 +355,7 @@ impl Core {
                 dispatcher.complete(*time, token);
             }
             let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
+            tenant.unordered -= usize::from(stream.is_none());
             tenant.items -= 1;
             tenant.in_flight -= 1;
             translate::unpin(&mut tenant.space, &mut entry.pins, |Released(block)| device.free(block));
@@ -407,7 +412,8 @@ impl Core {
                 Purpose::Work(_) => unreachable!("work is never done without the device"),
             };
             if let Some(reply) = entry.reply {
-                port.reply(reply, &fault.map_or_else(Reply::ok, Reply::from));
+                let done = Reply::value(entry.fetched.into());
+                port.reply(reply, &fault.map_or(done, Reply::from));
             }
         });
     }

@@ -39,6 +39,8 @@ pub struct Entry {
     pub pins: Vec<BlockId>,
     /// What the device shall do; gone while the device has it.
     pub command: Option<Box<Command>>,
+    /// A `StreamFetch` whose bytes were copied.
+    pub fetched: bool,
     /// Staging block to give back when it is done.
     pub staging: Option<u32>,
     /// The device's number for its stream.
@@ -61,6 +63,7 @@ impl Entry {
             reply: None,
             pins: Vec::new(),
             command: None,
+            fetched: false,
             staging: None,
             physical: 0,
             work: Work::default(),

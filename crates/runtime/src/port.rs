@@ -4,6 +4,7 @@
 //! workspace's ban on `unsafe`. Nothing here looks at the bytes.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::Arc;
 
 use device::HostBytes;
@@ -13,17 +14,24 @@ use wire::{ArenaRange, Reply, ReplyTo};
 /// Replies and host memory of one session.
 pub struct Port {
     replier: Replier,
+    replies: Cell<u64>,
 }
 
 impl Port {
     /// The server end's replying half.
     pub fn new(replier: Replier) -> Self {
-        Self { replier }
+        Self { replier, replies: Cell::new(0) }
     }
 
     /// Answers a call.
     pub fn reply(&self, to: ReplyTo, reply: &Reply) {
+        self.replies.set(self.replies.get() + 1);
         self.replier.reply(to, reply);
+    }
+
+    /// Calls answered so far: the session's synchronous round trips.
+    pub fn replies(&self) -> u64 {
+        self.replies.get()
     }
 
     /// Gives a staging block back to the client.

@@ -78,7 +78,11 @@ impl Core {
             }
             Record::StreamCreate { stream, priority, .. } => self.stream_create(session, stream, priority),
             Record::StreamDestroy { stream } => self.stream_destroy(session, stream),
-            Record::StreamSync { stream, reply } => self.stream_sync(session, stream, reply),
+            Record::StreamSync { stream, reply } => self.stream_sync(session, stream, reply, false),
+            Record::StreamFetch { stream, dst, src, reply } => {
+                let fetched = self.fetch(session, stream, dst, src);
+                self.stream_sync(session, stream, reply, fetched);
+            }
             Record::StreamQuery { stream, reply } => {
                 let result = self.stream_query(session, stream);
                 self.answer(session, reply, result);
@@ -231,7 +235,7 @@ impl Core {
                 match (outcome, stream, reply) {
                     (Err(fault), ..) => self.fail(session, stream, reply, fault),
                     // Nothing to copy, but the answer keeps its place in the stream.
-                    (Ok(_), Some(stream), Some(reply)) => self.stream_sync(session, stream, reply),
+                    (Ok(_), Some(stream), Some(reply)) => self.stream_sync(session, stream, reply, false),
                     (Ok(_), None, Some(reply)) => self.answer(session, reply, Ok(Reply::ok())),
                     (Ok(_), _, None) => {}
                 }
@@ -247,7 +251,10 @@ impl Core {
         (entry.work, entry.phase, entry.solo, entry.physical) = (work, phase, solo, physical);
         self.urgent += usize::from(entry.is_urgent());
         self.count_item(session);
-        let Some(stream) = stream else { return self.submit(token) };
+        let Some(stream) = stream else {
+            self.tenant(session).0.unordered += 1;
+            return self.submit(token);
+        };
         let key = StreamKey { session, stream };
         match self.dispatcher.push(self.time, key, Item::Op { token, solo, demand, phase }) {
             Ok(()) => {
@@ -312,11 +319,26 @@ impl Core {
         self.dispatcher.close_stream(self.time, StreamKey { session, stream });
     }
 
-    fn stream_sync(&mut self, session: u64, stream: u32, reply: ReplyTo) {
+    /// Copies behind the stream's work if nothing else of the session is under way that could still change the bytes, and
+    /// they are the session's own; true if so.
+    fn fetch(&mut self, session: u64, stream: u32, dst: ArenaRange, src: u64) -> bool {
+        let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
+        let known = tenant.streams.contains_key(&stream) && tenant.space.resolve(src, dst.len).is_ok();
+        let alone = tenant.unordered == 0 && self.dispatcher.is_alone(StreamKey { session, stream });
+        if known && alone && dst.len > 0 {
+            self.transfer(session, Transfer::Out { dst, src }, Some(stream), None);
+        }
+        known && alone && dst.len > 0
+    }
+
+    fn stream_sync(&mut self, session: u64, stream: u32, reply: ReplyTo, fetched: bool) {
         if !self.tenant(session).0.streams.contains_key(&stream) {
             return self.answer(session, reply, Err(Fault::no_stream("aclrtSynchronizeStream", stream)));
         }
-        let token = self.items.insert(session, Purpose::StreamSync(stream), |e| e.reply = Some(reply));
+        let token = self.items.insert(session, Purpose::StreamSync(stream), |e| {
+            e.reply = Some(reply);
+            e.fetched = fetched;
+        });
         self.count_item(session);
         let pushed = self.dispatcher.push(self.time, StreamKey { session, stream }, Item::Notify { token });
         if let Err(refused) = pushed {

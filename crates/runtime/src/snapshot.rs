@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub faults_total: u64,
     /// Phase hints taken in so far.
     pub hints_total: u64,
+    /// Calls of clients answered so far: synchronous round trips.
+    pub round_trips_total: u64,
     /// Work by phase, all sessions, past ones included.
     pub phases: Vec<PhaseSnapshot>,
     /// Hold-backs by reason.
@@ -157,6 +159,8 @@ pub struct SessionSnapshot {
     pub back_pressure: bool,
     /// Errors so far.
     pub faults: u64,
+    /// Calls answered so far: synchronous round trips.
+    pub round_trips: u64,
     /// Completed work by phase.
     pub phases: Vec<PhaseSnapshot>,
 }
@@ -183,7 +187,7 @@ impl Core {
                 expired: h.expired,
             }
         };
-        let sessions = self.tenants.iter().map(|(&session, (tenant, _))| SessionSnapshot {
+        let sessions = self.tenants.iter().map(|(&session, (tenant, port))| SessionSnapshot {
             session,
             pid: tenant.peer.pid,
             uid: tenant.peer.uid,
@@ -198,6 +202,7 @@ impl Core {
             in_flight: tenant.in_flight,
             back_pressure: !self.has_room(session),
             faults: tenant.faults,
+            round_trips: port.replies(),
             phases: phases(&tenant.phases, [0; 4]),
         });
         Snapshot {
@@ -217,6 +222,7 @@ impl Core {
             violations_total,
             faults_total: self.faults_total,
             hints_total: self.hints_total,
+            round_trips_total: self.replies_past + self.tenants.values().map(|(_, port)| port.replies()).sum::<u64>(),
             phases: phases(&self.phases, stats.held_ns),
             holds: HoldReason::ALL.into_iter().map(hold).collect(),
             scheduling: SchedulingSnapshot {

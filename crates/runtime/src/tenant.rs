@@ -73,6 +73,8 @@ pub struct Tenant {
     pub next_fault: u64,
     /// Items queued, running or waited for.
     pub items: usize,
+    /// Synchronous copies that the device holds: they are in no stream.
+    pub unordered: usize,
     /// Items that the device holds.
     pub in_flight: usize,
     /// Errors so far, reported or not.
@@ -94,6 +96,7 @@ impl Tenant {
             orphan: None,
             next_fault: 0,
             items: 0,
+            unordered: 0,
             in_flight: 0,
             faults: 0,
             phases: [PhaseCount::default(); 4],

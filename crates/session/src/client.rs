@@ -280,7 +280,7 @@ impl Client {
     /// If the record breaks a limit of the protocol. Calls whose sizes an application chooses are encoded first
     /// (`wire::op::encode_op`, which says what is wrong) and posted with [`Client::post_op`].
     pub fn post(&self, record: &Record<'_>, call: Option<&OpCall>) -> Result<(), Lost> {
-        self.post_with(|out| wire::encode(record, call, out))
+        self.post_with(|out| wire::encode(record, call, out)).map(|_| ())
     }
 
     /// Posts an operator from the body that `wire::op::encode_op` made.
@@ -291,7 +291,7 @@ impl Client {
     /// # Panics
     /// If the body is longer than `encode_op` makes them.
     pub fn post_op(&self, stream: u32, body: &[u8]) -> Result<(), Lost> {
-        self.post_with(|out| wire::encode_op_record(stream, body, out))
+        self.post_with(|out| wire::encode_op_record(stream, body, out)).map(|_| ())
     }
 
     /// Posts one record from the bytes that `wire::encode` made.
@@ -309,7 +309,8 @@ impl Client {
         Ok(())
     }
 
-    fn post_with(&self, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), EncodeError>) -> Result<(), Lost> {
+    /// Answers the ring's position behind the record.
+    fn post_with(&self, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), EncodeError>) -> Result<u64, Lost> {
         self.alive()?;
         let mut post = self.post.lock();
         let Post { producer, buffer } = &mut *post;
@@ -318,8 +319,9 @@ impl Client {
             panic!("a record that breaks the protocol: {e}");
         }
         self.push(producer, buffer)?;
+        let position = producer.position();
         self.published(post);
-        Ok(())
+        Ok(position)
     }
 
     /// Pushes, waiting for room as long as the session lives.
@@ -371,7 +373,23 @@ impl Client {
     /// # Panics
     /// Like [`Client::post`].
     pub fn call<'a>(&self, make: impl FnOnce(ReplyTo) -> Record<'a>) -> Result<Reply, Lost> {
+        self.call_with(|to, out| wire::encode(&make(to), None, out)).map(|(reply, _)| reply)
+    }
+
+    /// As [`Client::call`], and the ring's position right behind the record ([`Client::position`]).
+    ///
+    /// # Errors
+    /// Like [`Client::call`].
+    ///
+    /// # Panics
+    /// Like [`Client::post`].
+    pub fn call_at<'a>(&self, make: impl FnOnce(ReplyTo) -> Record<'a>) -> Result<(Reply, u64), Lost> {
         self.call_with(|to, out| wire::encode(&make(to), None, out))
+    }
+
+    /// How much this process has posted: changes with every record.
+    pub fn position(&self) -> u64 {
+        wire::ring::Memory::tail(&Ring(Arc::clone(&self.shared))).load(Ordering::Acquire)
     }
 
     /// Posts an operator from the body that `wire::op::encode_op` made and waits for its completion.
@@ -382,23 +400,26 @@ impl Client {
     /// # Panics
     /// Like [`Client::post_op`].
     pub fn call_op(&self, stream: u32, body: &[u8]) -> Result<Reply, Lost> {
-        self.call_with(|to, out| wire::encode_answered_op(stream, to, body, out))
+        self.call_with(|to, out| wire::encode_answered_op(stream, to, body, out)).map(|(reply, _)| reply)
     }
 
-    fn call_with(&self, encode: impl FnOnce(ReplyTo, &mut Vec<u8>) -> Result<(), EncodeError>) -> Result<Reply, Lost> {
+    fn call_with(
+        &self,
+        encode: impl FnOnce(ReplyTo, &mut Vec<u8>) -> Result<(), EncodeError>,
+    ) -> Result<(Reply, u64), Lost> {
         let mut free = self.take_slot()?;
         free.seq = match free.seq.wrapping_add(1) {
             SEQ_LOST => SEQ_NONE + 1,
             seq => seq,
         };
         let to = ReplyTo { slot: free.slot, seq: free.seq };
-        self.post_with(|out| encode(to, out))?;
+        let position = self.post_with(|out| encode(to, out))?;
         self.wait_reply(to)?;
         let body = self.shared.slot_body(to.slot);
         let reply = Reply::load(|i| body[i].load(Ordering::Relaxed));
         self.slots.lock().push(free);
         self.slot_freed.notify_one();
-        Ok(reply)
+        Ok((reply, position))
     }
 
     /// A free reply slot; waits while as many calls as there are slots wait.

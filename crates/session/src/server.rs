@@ -120,6 +120,10 @@ impl Replier {
                 }
                 reply
             }
+            Record::StreamFetch { dst, reply, .. } => {
+                self.check_range(dst)?;
+                Some(reply)
+            }
             Record::CopyOut { dst, reply, .. } => {
                 self.check_range(dst)?;
                 reply

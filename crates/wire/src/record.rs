@@ -169,6 +169,14 @@ pub enum Record<'a> {
         stream: u32,
         reply: ReplyTo,
     },
+    /// As `StreamSync`, and the `dst.len` bytes at `src` are copied to the host behind the stream's work: `[1]` if they
+    /// were, `[0]` if something else of the session was under way or the bytes are not the session's.
+    StreamFetch {
+        stream: u32,
+        dst: ArenaRange,
+        src: u64,
+        reply: ReplyTo,
+    },
     Hint(Hint),
 }
 
@@ -186,7 +194,7 @@ tags! {
     STREAM_CREATE = 1 STREAM_DESTROY = 2 STREAM_SYNC = 3 STREAM_QUERY = 4 DEVICE_SYNC = 5 EVENT_CREATE = 6 EVENT_DESTROY = 7
     EVENT_RECORD = 8 EVENT_RESET = 9 STREAM_WAIT_EVENT = 10 EVENT_SYNC = 11 EVENT_QUERY = 12 EVENT_ELAPSED = 13 MALLOC = 14
     FREE = 15 MEM_INFO = 16 COPY_IN = 17 COPY_OUT = 18 COPY_DEVICE = 19 MEMSET = 20 OP = 21 HINT = 22
-    OP_ANSWERED = 60
+    OP_ANSWERED = 60 STREAM_FETCH = 61
 }
 
 const SOURCE_INLINE: u8 = 0;
@@ -432,6 +440,13 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
             put_reply(reply, out);
             encode_op(call.ok_or(EncodeError::CallMismatch)?, out)?;
         }
+        Record::StreamFetch { stream, dst, src, reply } => {
+            out.u8(tag::STREAM_FETCH);
+            out.u32(stream);
+            put_range(dst, out)?;
+            out.u64(src);
+            put_reply(reply, out);
+        }
         Record::Hint(ref hint) => {
             out.u8(tag::HINT);
             hint.encode(out)?;
@@ -515,6 +530,9 @@ fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeErro
             let (addr, len, value) = (r.u64()?, r.u64()?, r.u8()?);
             let (stream, reply) = take_optional(r)?;
             Record::Memset { addr, len, value, stream, reply }
+        }
+        tag::STREAM_FETCH => {
+            Record::StreamFetch { stream: r.u32()?, dst: take_range(r)?, src: r.u64()?, reply: take_reply(r)? }
         }
         tag::HINT => Record::Hint(Hint::decode(r)?),
         _ => return Err(DecodeError::Unknown { what: "record", value: u64::from(tag) }),

@@ -175,6 +175,11 @@ impl<M: Memory> Producer<M> {
         &self.memory
     }
 
+    /// Words produced so far.
+    pub fn position(&self) -> u64 {
+        self.tail
+    }
+
     /// Writes and publishes one record.
     ///
     /// # Errors

@@ -261,6 +261,7 @@ impl<'a> Source<'a> {
             20 => Record::CopyDevice { dst: self.u64(), src: self.u64(), len: self.u64(), stream, reply },
             21 => Record::Memset { addr: self.u64(), len: self.u64(), value: self.u8(), stream, reply },
             22 => Record::Hint(self.hint()),
+            27 => Record::StreamFetch { stream: a, dst: self.range(), src: self.u64(), reply: self.reply() },
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
         };
@@ -466,7 +467,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 23);
+        assert_eq!(tags.len(), 24);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }

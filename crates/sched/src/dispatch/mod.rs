@@ -316,6 +316,12 @@ impl Dispatcher {
         self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).is_some_and(|s| !s.is_empty())
     }
 
+    /// True if no other stream of the session has anything queued or in flight.
+    pub fn is_alone(&self, key: StreamKey) -> bool {
+        let own = self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).map_or(0, Stream::len);
+        self.sessions.get(&key.session).is_none_or(|s| s.items == own)
+    }
+
     /// The device has completed an operator.
     pub fn complete(&mut self, now: Nanos, token: Token) {
         let now = self.advance(now);
