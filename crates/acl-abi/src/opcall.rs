@@ -333,6 +333,16 @@ impl OpCall {
         }
     }
 
+    /// Scalar list argument at `position`.
+    pub fn scalar_list(&self, position: usize) -> Option<&[Scalar]> {
+        match *self.args.get(position)? {
+            Arg::ScalarList { start, len } => {
+                self.scalars.get(usize::from(start)..usize::from(start) + usize::from(len))
+            }
+            _ => None,
+        }
+    }
+
     /// Int or bool array argument at `position`.
     pub fn ints(&self, position: usize) -> Option<&[i64]> {
         match *self.args.get(position)? {

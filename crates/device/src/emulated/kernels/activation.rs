@@ -1,4 +1,4 @@
-//! Silu, SwiGlu, Softmax.
+//! SwiGlu, Softmax.
 
 use acl_abi::ops;
 
@@ -7,26 +7,17 @@ use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::index::move_last;
 use super::lane::{self, Class, class};
-use super::nest::{lines, map1, map2};
+use super::nest::{lines, map2};
 use super::view::View;
 use super::{Machine, math, sized};
 
 /// Operators of this file.
-pub const KERNELS: Family = &[(ops::aclnnSilu, silu), (ops::aclnnSoftmax, softmax), (ops::aclnnSwiGlu, swi_glu)];
+pub const KERNELS: Family = &[(ops::aclnnSoftmax, softmax), (ops::aclnnSwiGlu, swi_glu)];
 
 fn float(args: &Args<'_>, position: usize, view: &View) -> Outcome {
     let name = args.name(position);
     ensure!(class(view.dtype) == Class::Single, "{name}: type {} is not supported", lane::name(view.dtype));
     Ok(())
-}
-
-/// `out = self · sigmoid(self)`.
-pub fn silu(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (x, out) = (args.tensor(0)?, args.output(1)?);
-    float(args, 0, &x)?;
-    float(args, 1, &out)?;
-    ensure!(out.dims() == x.dims(), "out: shape {:?}, want {:?}", out.dims(), x.dims());
-    map1(machine, &out, &x, |x: f32| x * math::sigmoid(x))
 }
 
 /// `out = silu(a) · b`, where `a` and `b` are the halves of `x` along `dim`.

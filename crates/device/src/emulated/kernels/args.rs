@@ -1,8 +1,9 @@
 //! The arguments of one call, by position, with errors that name the parameter.
 
-use acl_abi::{Arg, OpCall, OpId, Scalar};
+use acl_abi::{Arg, OpCall, OpId, Param, Scalar};
 
 use super::fault::{Fault, Outcome, ensure};
+use super::lane;
 use super::view::View;
 
 /// Typed access to a call's arguments.
@@ -26,6 +27,16 @@ impl<'a> Args<'a> {
     /// Name of the parameter at `position`.
     pub fn name(&self, position: usize) -> &'static str {
         self.call.op.signature().params.get(position).map_or("?", |p| p.name)
+    }
+
+    /// The operator's parameters.
+    pub fn params(&self) -> &'static [Param] {
+        self.call.op.signature().params
+    }
+
+    /// True for the form of an operator that writes over its first parameter.
+    pub fn is_in_place(&self) -> bool {
+        self.call.op.name().starts_with("aclnnInplace")
     }
 
     /// A tensor that must be there.
@@ -57,7 +68,8 @@ impl<'a> Args<'a> {
         self.optional(position)?.map(|view| self.writable(position, view)).transpose()
     }
 
-    fn writable(&self, position: usize, view: View) -> Outcome<View> {
+    /// `view`, the argument at `position`, if it can be written.
+    pub fn writable(&self, position: usize, view: View) -> Outcome<View> {
         ensure!(
             !view.repeats(),
             "{}: several indices name one element; an output cannot be expanded",
@@ -88,9 +100,23 @@ impl<'a> Args<'a> {
         }
     }
 
-    /// A scalar.
+    /// A scalar of a type that kernels compute with.
     pub fn scalar(&self, position: usize) -> Outcome<Scalar> {
-        self.call.scalar(position).ok_or_else(|| Fault::new("a scalar is required").about(self.name(position)))
+        let name = self.name(position);
+        let scalar = self.call.scalar(position).ok_or_else(|| Fault::new("a scalar is required").about(name))?;
+        ensure!(lane::is_supported(scalar.dtype), "{name}: type {} is not supported", lane::name(scalar.dtype));
+        Ok(scalar)
+    }
+
+    /// Scalars of a list, each of a type that kernels compute with.
+    pub fn scalars(&self, position: usize) -> Outcome<&'a [Scalar]> {
+        let name = self.name(position);
+        let list = self.call.scalar_list(position);
+        let list = list.ok_or_else(|| Fault::new("a scalar list is required").about(name))?;
+        for scalar in list {
+            ensure!(lane::is_supported(scalar.dtype), "{name}: type {} is not supported", lane::name(scalar.dtype));
+        }
+        Ok(list)
     }
 
     /// An integer, bool or data type.

@@ -2,8 +2,8 @@
 //!
 //! Kernels compute in one of three *lanes*: `f32` for all floating-point types up to 32 bits, `f64` for doubles, `i64`
 //! for integers and bools. A value is converted when it is loaded and rounded once, to nearest even, when it is stored,
-//! as the CPU kernels of torch do. Integers wrap on overflow; a float stored as an integer saturates and NaN becomes 0;
-//! anything stored as a bool becomes `≠ 0`.
+//! as the CPU kernels of torch do. Integers wrap on overflow; a float stored as an integer saturates from 32 bits on and
+//! wraps below, NaN becomes 0; anything stored as a bool becomes `≠ 0`.
 
 use acl_abi::DataType;
 use bytemuck::{Pod, Zeroable};
@@ -48,24 +48,24 @@ pub trait Elem: Pod {
 }
 
 macro_rules! numbers {
-    ($($t:ty),*) => {$(
+    ($($($t:ty),*: |$value:ident| $whole:expr);*) => {$($(
         impl Elem for $t {
             #[inline(always)]
             fn to_f32(self) -> f32 { self as f32 }
             #[inline(always)]
-            fn from_f32(value: f32) -> Self { value as Self }
+            fn from_f32($value: f32) -> Self { ($whole) as Self }
             #[inline(always)]
             fn to_f64(self) -> f64 { self as f64 }
             #[inline(always)]
-            fn from_f64(value: f64) -> Self { value as Self }
+            fn from_f64($value: f64) -> Self { ($whole) as Self }
             #[inline(always)]
             fn to_i64(self) -> i64 { self as i64 }
             #[inline(always)]
             fn from_i64(value: i64) -> Self { value as Self }
         }
-    )*};
+    )*)*};
 }
-numbers!(f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
+numbers!(f32, f64: |value| value; i8, i16, u8, u16, u32: |value| value as i64; i32, i64, u64: |value| value);
 
 impl Elem for Bit {
     #[inline(always)]

@@ -93,6 +93,11 @@ impl<const N: usize> Nest<N> {
         Ok(nest)
     }
 
+    /// Length of a row.
+    pub fn inner(&self) -> usize {
+        self.dims[self.ndim - 1]
+    }
+
     /// Calls `body` for every row, outermost dimension slowest.
     pub fn rows(&self, mut body: impl FnMut([Row; N])) {
         if self.empty {

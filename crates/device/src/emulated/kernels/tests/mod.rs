@@ -8,5 +8,6 @@ mod flash;
 mod index;
 mod matmul;
 mod norm;
+mod operations;
 mod rotary_and_cache;
 mod table;

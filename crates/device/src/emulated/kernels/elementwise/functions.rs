@@ -1,0 +1,163 @@
+//! Functions of one number: roundings, roots, exponentials, logarithms, trigonometry; a few of two.
+
+use super::number::{Number, Real};
+use super::operators;
+
+operators! {
+    number1 Number::abs => aclnnAbs;
+    number1 negative => aclnnNeg;
+    number1 Number::sign => aclnnSign;
+    number1 Number::ceil => aclnnCeil aclnnInplaceCeil;
+    number1 Number::floor => aclnnFloor aclnnInplaceFloor;
+    number1 Number::round => aclnnRound;
+    number1 Number::trunc => aclnnTrunc;
+    number1 fraction => aclnnFrac aclnnInplaceFrac;
+    real round_decimals => aclnnRoundDecimals aclnnInplaceRoundDecimals;
+    real1 reciprocal => aclnnReciprocal aclnnInplaceReciprocal;
+    real1 Real::sqrt => aclnnSqrt aclnnInplaceSqrt;
+    real1 rsqrt => aclnnRsqrt aclnnInplaceRsqrt;
+    real1 Real::exp => aclnnExp aclnnInplaceExp;
+    real1 exp2 => aclnnExp2 aclnnInplaceExp2;
+    real1 expm1 => aclnnExpm1 aclnnInplaceExpm1;
+    real1 log => aclnnLog aclnnInplaceLog;
+    real1 log10 => aclnnLog10 aclnnInplaceLog10;
+    real1 log1p => aclnnLog1p aclnnInplaceLog1p;
+    real1 log2 => aclnnLog2 aclnnInplaceLog2;
+    real1 cos => aclnnCos aclnnInplaceCos;
+    real1 sin => aclnnSin aclnnInplaceSin;
+    real1 tan => aclnnTan aclnnInplaceTan;
+    real1 acos => aclnnAcos aclnnInplaceAcos;
+    real1 asin => aclnnAsin aclnnInplaceAsin;
+    real1 atan => aclnnAtan aclnnInplaceAtan;
+    real1 cosh => aclnnCosh aclnnInplaceCosh;
+    real1 sinh => aclnnSinh aclnnInplaceSinh;
+    real1 Real::tanh => aclnnTanh aclnnInplaceTanh;
+    real1 acosh => aclnnAcosh aclnnInplaceAcosh;
+    real1 asinh => aclnnAsinh aclnnInplaceAsinh;
+    real1 atanh => aclnnAtanh aclnnInplaceAtanh;
+    real1 Real::erf => aclnnErf aclnnInplaceErf;
+    real1 erfc => aclnnErfc aclnnInplaceErfc;
+    real1 erf_inverse => aclnnErfinv aclnnInplaceErfinv;
+    real1 sinc => aclnnSinc aclnnInplaceSinc;
+    real logit => aclnnLogit;
+    real atan2 => aclnnAtan2 aclnnInplaceAtan2;
+    real log_add_exp => aclnnLogAddExp;
+    real log_add_exp2 => aclnnLogAddExp2;
+    real x_log_y => aclnnXLogYTensor aclnnXLogYScalarOther aclnnXLogYScalarSelf aclnnInplaceXLogYScalarOther;
+}
+
+fn negative<T: Number>(x: T) -> T {
+    // Not 0 − x, which gives +0 of +0.
+    x.times(T::lit(-1))
+}
+
+fn fraction<T: Number>(x: T) -> T {
+    x.minus(x.trunc())
+}
+
+/// To `decimals` digits after the point, before it if negative; ties to even.
+fn round_decimals<T: Real>([x, decimals]: [T; 2]) -> T {
+    let scale = T::real(10.0).pow(Number::abs(decimals));
+    if decimals < T::default() { (x / scale).round() * scale } else { (x * scale).round() / scale }
+}
+
+fn reciprocal<T: Real>(x: T) -> T {
+    T::real(1.0) / x
+}
+macro_rules! by_double {
+    ($($name:ident = $f:expr;)+) => {$(
+        fn $name<T: Real>(x: T) -> T {
+            x.by($f)
+        }
+    )+};
+}
+by_double! {
+    exp2 = libm::exp2;
+    expm1 = libm::expm1;
+    log = libm::log;
+    log10 = libm::log10;
+    log1p = libm::log1p;
+    log2 = libm::log2;
+    cos = libm::cos;
+    sin = libm::sin;
+    tan = libm::tan;
+    acos = libm::acos;
+    asin = libm::asin;
+    atan = libm::atan;
+    cosh = libm::cosh;
+    sinh = libm::sinh;
+    acosh = libm::acosh;
+    asinh = libm::asinh;
+    atanh = libm::atanh;
+    erfc = libm::erfc;
+    erf_inverse = inverse_of_erf;
+    sinc = sin_over_x;
+}
+
+fn rsqrt<T: Real>(x: T) -> T {
+    T::real(1.0) / x.sqrt()
+}
+
+/// `sin πx / πx`, 1 at 0.
+fn sin_over_x(x: f64) -> f64 {
+    let angle = std::f64::consts::PI * x;
+    if angle == 0.0 { 1.0 } else { libm::sin(angle) / angle }
+}
+
+/// The `x` with `erf x = y`: a rough start by Winitzki's formula, then Newton's method in the third order, where
+/// `f/f' = (erf x − y)·√π/2·eˣ²`.
+fn inverse_of_erf(y: f64) -> f64 {
+    if y.is_nan() || y.abs() >= 1.0 {
+        return if y.abs() == 1.0 { y * f64::INFINITY } else { f64::NAN };
+    }
+    const A: f64 = 0.147;
+    let log = libm::log1p(-y * y);
+    let half = 2.0 / (std::f64::consts::PI * A) + log / 2.0;
+    let mut x = ((half * half - log / A).sqrt() - half).max(0.0).sqrt().copysign(y);
+    for _ in 0..3 {
+        // Near ±1 the complement keeps the digits that the difference loses.
+        let error = if x.abs() < 1.0 { libm::erf(x) - y } else { (1.0 - y.abs() - libm::erfc(x.abs())) * y.signum() };
+        let step = error * libm::exp(x * x) / std::f64::consts::FRAC_2_SQRT_PI;
+        x -= step / (1.0 + x * step);
+    }
+    x
+}
+
+/// `ln(x / (1 − x))`, with `x` moved to `eps..1 − eps` where `eps` is not negative.
+fn logit<T: Real>([x, eps]: [T; 2]) -> T {
+    let low = if eps < T::default() { x } else { eps };
+    let high = if eps < T::default() { x } else { T::real(1.0) - eps };
+    let x = if x < low { low } else { x };
+    let x = if x > high { high } else { x };
+    (x / (T::real(1.0) - x)).by(libm::log)
+}
+
+fn atan2<T: Real>([y, x]: [T; 2]) -> T {
+    y.by2(x, libm::atan2)
+}
+
+/// `ln(eᵃ + eᵇ)`.
+fn log_add_exp<T: Real>([a, b]: [T; 2]) -> T {
+    a.by2(b, |a, b| log_sum(a, b, libm::exp, libm::log1p))
+}
+
+/// `log₂(2ᵃ + 2ᵇ)`.
+fn log_add_exp2<T: Real>([a, b]: [T; 2]) -> T {
+    a.by2(b, |a, b| log_sum(a, b, libm::exp2, |x| libm::log1p(x) * std::f64::consts::LOG2_E))
+}
+
+fn log_sum(a: f64, b: f64, exp: impl Fn(f64) -> f64, log1p: impl Fn(f64) -> f64) -> f64 {
+    // Two equal infinities have no difference.
+    if a == b && a.is_infinite() { a } else { a.larger(b) + log1p(exp(-(a - b).abs())) }
+}
+
+/// `x · ln y`, 0 where `x` is 0 and `y` a number.
+fn x_log_y<T: Real>([x, y]: [T; 2]) -> T {
+    if y.is_nan() {
+        y
+    } else if x == T::default() {
+        x
+    } else {
+        x * y.by(libm::log)
+    }
+}
