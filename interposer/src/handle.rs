@@ -17,7 +17,7 @@ use crate::error::{ACLNN_PARAM_INVALID, ACLNN_PARAM_NULL, Failure};
 pub const OBJECTS_MAX: u32 = 1 << INDEX_BITS;
 const INDEX_BITS: u32 = 20;
 const GENERATION_BITS: u32 = 32;
-const KIND_BITS: u32 = 4;
+const KIND_BITS: u32 = 5;
 const TAG: u64 = 0x56;
 const CHUNK: usize = 1024;
 
@@ -51,10 +51,12 @@ pub enum Kind {
     TensorDesc,
     /// `aclDataBuffer`.
     DataBuffer,
+    /// `aclrtDrvMemHandle`.
+    Physical,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Tensor,
         Self::TensorList,
         Self::Scalar,
@@ -68,6 +70,7 @@ impl Kind {
         Self::Context,
         Self::TensorDesc,
         Self::DataBuffer,
+        Self::Physical,
     ];
 
     /// C type name.
@@ -86,6 +89,7 @@ impl Kind {
             Self::Context => "aclrtContext",
             Self::TensorDesc => "aclTensorDesc",
             Self::DataBuffer => "aclDataBuffer",
+            Self::Physical => "aclrtDrvMemHandle",
         }
     }
 
@@ -93,7 +97,9 @@ impl Kind {
     const fn codes(self) -> (i32, i32) {
         use acl_abi::values::{ACL_ERROR_INVALID_PARAM, ACL_ERROR_RT_INVALID_HANDLE, ACL_ERROR_RT_PARAM_INVALID};
         match self {
-            Self::Stream | Self::Event | Self::Context => (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE),
+            Self::Stream | Self::Event | Self::Context | Self::Physical => {
+                (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE)
+            }
             Self::TensorDesc | Self::DataBuffer => (ACL_ERROR_INVALID_PARAM, ACL_ERROR_INVALID_PARAM),
             _ => (ACLNN_PARAM_NULL, ACLNN_PARAM_INVALID),
         }

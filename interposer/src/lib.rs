@@ -43,6 +43,7 @@ pub mod log;
 pub mod objects;
 pub mod process;
 pub mod settings;
+pub mod space;
 pub mod stream;
 pub mod stub;
 

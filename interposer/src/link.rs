@@ -7,7 +7,6 @@
 //! **Invariant:** a lost session stays lost: every later call answers [`DEVICE_LOST`] at once. `aclrtResetDevice` forgets it,
 //! so that the next `aclrtSetDevice` opens a fresh one; memory, streams and events of the old one are gone.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,6 +23,7 @@ use crate::fetch::{FETCH_BYTES_MAX, Fetched, Plan, Span};
 use crate::handle::lock;
 use crate::hints::Listener;
 use crate::log::log;
+use crate::space::Space;
 use crate::stream::{Marks, Stream};
 
 /// A session.
@@ -38,8 +38,8 @@ pub struct Link {
     _direct: Option<Direct>,
     next_stream: AtomicU32,
     next_event: AtomicU32,
-    /// Live allocations: start → bytes asked for.
-    allocations: Mutex<BTreeMap<u64, u64>>,
+    /// What this process has on the device.
+    space: Mutex<Space>,
     default_marks: Arc<Marks>,
     /// What the last synchronisation fetched.
     fetched: Mutex<Fetched>,
@@ -119,7 +119,7 @@ impl Link {
             _hints: hints,
             next_stream: AtomicU32::new(1),
             next_event: AtomicU32::new(1),
-            allocations: Mutex::default(),
+            space: Mutex::default(),
             default_marks: Arc::default(),
             fetched: Mutex::default(),
             round_trips: AtomicU64::new(0),
@@ -283,7 +283,7 @@ impl Link {
     /// 207001 when there is none; device lost.
     pub fn malloc(&self, size: u64) -> Result<u64, Failure> {
         let [addr, ..] = self.call(|reply| Record::Malloc { size, reply })?;
-        lock(&self.allocations).insert(addr, size);
+        lock(&self.space).allocated(addr, size);
         Ok(addr)
     }
 
@@ -292,8 +292,10 @@ impl Link {
     /// # Errors
     /// Anything but the start of a live allocation; device lost.
     pub fn free(&self, addr: u64) -> Result<(), Failure> {
-        if lock(&self.allocations).remove(&addr).is_none() {
+        if !lock(&self.space).freed(addr) {
+            let reserved = lock(&self.space).is_reservation(addr);
             let text = match self.allocation_of(addr) {
+                _ if reserved => format!("{addr:#x} is a reserved range; aclrtReleaseMemAddress gives it back"),
                 Some((start, size)) => {
                     format!("{addr:#x} is inside the {size}-byte allocation at {start:#x}, not its start")
                 }
@@ -304,12 +306,65 @@ impl Link {
         self.call(|reply| Record::Free { addr, reply }).map(|_| ())
     }
 
-    /// Start and size of the live allocation that holds `addr`.
+    /// Start and size of the live allocation, or of the mapped stretch of a reserved range, that holds `addr`.
     pub fn allocation_of(&self, addr: u64) -> Option<(u64, u64)> {
-        let allocations = lock(&self.allocations);
-        let (&start, &size) = allocations.range(..=addr).next_back()?;
-        // An empty allocation holds its own address.
-        (addr - start < size.max(1)).then_some((start, size))
+        lock(&self.space).holder(addr)
+    }
+
+    /// Reserves addresses.
+    ///
+    /// # Errors
+    /// 207001 when there are none left; device lost.
+    pub fn reserve(&self, size: u64) -> Result<u64, Failure> {
+        let [addr, ..] = self.call(|reply| Record::Reserve { size, reply })?;
+        lock(&self.space).reserved(addr, size);
+        Ok(addr)
+    }
+
+    /// Gives reserved addresses back.
+    ///
+    /// # Errors
+    /// None begin there, something is mapped in them; device lost.
+    pub fn release(&self, addr: u64) -> Result<(), Failure> {
+        self.call(|reply| Record::Release { addr, reply })?;
+        lock(&self.space).released(addr);
+        Ok(())
+    }
+
+    /// Takes physical memory; its number.
+    ///
+    /// # Errors
+    /// 207001 when there is none; a size that is no multiple of 2 MiB; device lost.
+    pub fn physical_alloc(&self, size: u64) -> Result<u64, Failure> {
+        Ok(self.call(|reply| Record::PhysicalAlloc { size, reply })?[0])
+    }
+
+    /// Gives physical memory back.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn physical_free(&self, handle: u64) -> Result<(), Failure> {
+        self.call(|reply| Record::PhysicalFree { handle, reply }).map(|_| ())
+    }
+
+    /// Maps physical memory at reserved addresses.
+    ///
+    /// # Errors
+    /// What does not fit; device lost.
+    pub fn map(&self, addr: u64, size: u64, offset: u64, handle: u64) -> Result<(), Failure> {
+        self.call(|reply| Record::Map { addr, size, offset, handle, reply })?;
+        lock(&self.space).mapped(addr, size);
+        Ok(())
+    }
+
+    /// Undoes the mapping at `addr`.
+    ///
+    /// # Errors
+    /// None begins there; device lost.
+    pub fn unmap(&self, addr: u64) -> Result<(), Failure> {
+        self.call(|reply| Record::Unmap { addr, reply })?;
+        lock(&self.space).unmapped(addr);
+        Ok(())
     }
 
     /// Checks that `len` bytes at `addr` lie in one live allocation.
@@ -325,7 +380,7 @@ impl Link {
             Some((start, size)) => {
                 format!("{len} bytes at {addr:#x} run past the {size}-byte allocation at {start:#x}")
             }
-            None => format!("{addr:#x} is in no live device allocation of this process"),
+            None => lock(&self.space).why_not(addr),
         };
         Err(Failure::invalid(format!("parameter {parameter}: {text}")))
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock};
 
 use acl_abi::values as acl;
 
+use crate::api::pages::Physical;
 use crate::config::{Config, Mode};
 use crate::desc::Descriptors;
 use crate::error::Failure;
@@ -69,6 +70,8 @@ pub struct Process {
     pub streams: Table<Option<Stream>>,
     /// Events.
     pub events: Table<Option<Event>>,
+    /// Physical device memory.
+    pub physical: Table<Option<Physical>>,
     /// Contexts.
     pub contexts: Table<Context>,
     /// Host memory that did not fit into an arena.
@@ -154,6 +157,7 @@ impl Process {
             descriptors: Descriptors::new(id),
             streams: Table::new(Kind::Stream, id),
             events: Table::new(Kind::Event, id),
+            physical: Table::new(Kind::Physical, id),
             contexts: Table::new(Kind::Context, id),
             host: HostBlocks::default(),
             settings: Settings::default(),
@@ -210,6 +214,7 @@ impl Process {
         }
         self.streams.clear(|s| *s = None);
         self.events.clear(|e| *e = None);
+        self.physical.clear(|p| *p = None);
         for slot in &self.slots {
             let link = lock(&slot.link).take();
             drop(link);

@@ -208,7 +208,8 @@ fn a_daemon_of_another_version_says_both_versions() {
     let server = std::thread::spawn(move || {
         let client = rustix::net::accept(&*listening).unwrap();
         let refuse = wire::control::refuse_version(wire::PROTOCOL_VERSION);
-        let message = refuse.message.replace("this daemon speaks 1", "this daemon speaks 77");
+        let message =
+            refuse.message.replace(&format!("this daemon speaks {}", wire::PROTOCOL_VERSION), "this daemon speaks 77");
         let answer = wire::control::Answer::Refuse(wire::control::Refuse { message, ..refuse });
         rustix::net::send(&client, &answer.encode(), SendFlags::empty()).unwrap();
         // The client closes first.

@@ -17,6 +17,22 @@ pub enum DeviceError {
         /// Bytes of the device.
         total: u64,
     },
+    /// No addresses are left for another window.
+    #[error("no device addresses are left to reserve: {wanted} bytes wanted, {free} free")]
+    OutOfAddresses {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Free bytes in all.
+        free: u64,
+    },
+    /// Memory could not be mapped into a window.
+    #[error("cannot map {bytes} bytes of device memory: {reason}")]
+    Map {
+        /// Bytes wanted.
+        bytes: u64,
+        /// What the system said, or which bound was reached.
+        reason: String,
+    },
     /// No profile describes the SoC.
     #[error("unknown SoC {name:?}; known: {known}")]
     UnknownSoc {

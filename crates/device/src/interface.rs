@@ -5,6 +5,9 @@ use sched::{Nanos, Phase, Work};
 use crate::command::Command;
 use crate::error::{DeviceError, OpError};
 
+/// Unit of page-wise memory ([`Device::map`]): every host's page size divides it.
+pub const PAGE_BYTES: u64 = 64 << 10;
+
 /// An address in a device's physical memory, in bytes. 0 is never a valid one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PhysAddr(pub u64);
@@ -85,6 +88,48 @@ pub trait Device: Send {
     /// # Panics
     /// If `addr` is not the start of a live allocation: a bug of the caller.
     fn free(&mut self, addr: PhysAddr);
+
+    /// Takes `bytes` of page-wise memory: a physical handle, which reads as zeros. It is not addressed by the answer, which
+    /// only names it: commands reach it where [`Device::map`] puts it.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn alloc_handle(&mut self, bytes: u64) -> Result<PhysAddr, DeviceError>;
+
+    /// Gives a handle back. Nothing of it may be mapped any more; as for [`Device::free`] otherwise.
+    ///
+    /// # Panics
+    /// If `handle` names no live handle: a bug of the caller.
+    fn free_handle(&mut self, handle: PhysAddr);
+
+    /// A window of `bytes` addresses, beyond all memory, into which handles can be mapped. Costs no memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfAddresses`].
+    fn reserve(&mut self, bytes: u64) -> Result<PhysAddr, DeviceError>;
+
+    /// Makes `bytes` bytes of `handle`, from `offset` on, appear at `at`, inside one window. Everything is a multiple of
+    /// [`PAGE_BYTES`]. Mapped side by side, handles are one range for every command.
+    ///
+    /// # Errors
+    /// [`DeviceError::Map`]; nothing is mapped then.
+    ///
+    /// # Panics
+    /// If the target is not an unmapped part of a window, or the source is not inside the handle: a bug of the caller.
+    fn map(&mut self, at: PhysAddr, handle: PhysAddr, offset: u64, bytes: u64) -> Result<(), DeviceError>;
+
+    /// Undoes the [`Device::map`] at `at`. Every command that names these addresses must have completed.
+    ///
+    /// # Panics
+    /// If nothing was mapped at `at`: a bug of the caller.
+    fn unmap(&mut self, at: PhysAddr);
+
+    /// Gives a window back, with everything still mapped in it. Commands that name it must have completed or have been
+    /// submitted before.
+    ///
+    /// # Panics
+    /// If no window begins at `at`: a bug of the caller.
+    fn release(&mut self, at: PhysAddr);
 
     /// Free and total memory.
     fn memory(&self) -> Memory;

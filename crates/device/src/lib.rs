@@ -15,18 +15,23 @@
 //! malformed command is an error result that names the operator and the reason, never a panic and never an access
 //! outside the device's memory. Memory that [`Device::alloc`] returns holds zeros, never a previous owner's bytes.
 //!
-//! This crate opts out of the workspace's `unsafe` ban: the emulated memory is one anonymous mapping that kernels
-//! reach by physical address, and pinned host memory is shared with another process. Both are fenced: `emulated::hbm`
+//! Memory is taken in two ways: as ranges ([`Device::alloc`]), or page-wise, as handles that the caller maps side by side into
+//! windows of addresses ([`Device::alloc_handle`], [`Device::map`]). Commands cannot tell one from the other.
+//!
+//! This crate opts out of the workspace's `unsafe` ban: the emulated memory is one mapping that kernels reach by physical
+//! address, and pinned host memory is shared with another process. Both are fenced: `emulated::hbm`, `emulated::mapping`
 //! and [`command`] hold the accessors, kernels see bounds-checked views.
 
 pub mod command;
 pub mod emulated;
 pub mod error;
+pub mod extents;
 pub mod interface;
 pub mod spec;
 
 pub use command::{Command, HostBytes};
 pub use emulated::{Emulated, EmulatedConfig};
 pub use error::{DeviceError, OpError};
-pub use interface::{Completion, Compute, Device, DeviceInfo, Memory, PhysAddr};
+pub use extents::Extents;
+pub use interface::{Completion, Compute, Device, DeviceInfo, Memory, PAGE_BYTES, PhysAddr};
 pub use spec::{DeviceSpec, SpecError};

@@ -91,12 +91,33 @@ pub enum Wake {
     At(Nanos),
 }
 
-/// An allocation that waits for freed memory.
+/// A call that waits for memory that queued work still uses.
 pub(crate) struct Parked {
     pub session: u64,
-    pub size: u64,
+    pub request: Request,
     pub reply: ReplyTo,
     pub until: Nanos,
+}
+
+/// A call that may wait for memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Request {
+    /// An allocation of that many bytes; the answer is its address.
+    Malloc(u64),
+    /// A physical handle of that many bytes; the answer is its number.
+    Physical(u64),
+    /// A mapping.
+    Map { addr: u64, size: u64, offset: u64, handle: u64 },
+}
+
+/// Gives memory back to the device.
+pub(crate) fn give_back(device: &mut dyn Device, released: Released) {
+    match released {
+        Released::Block(addr) => device.free(addr),
+        Released::Piece(addr) => device.unmap(addr),
+        Released::Handle(addr) => device.free_handle(addr),
+        Released::Window(addr) => device.release(addr),
+    }
 }
 
 /// A device and everything on it.
@@ -227,7 +248,7 @@ impl Core {
         }
         self.dropped = dropped;
         self.parked.retain(|p| p.session != session);
-        tenant.space.release_all(|Released(block)| self.device.free(block));
+        tenant.space.release_all(|released| give_back(&mut *self.device, released));
         self.advance(now);
     }
 
@@ -358,7 +379,7 @@ impl Core {
             tenant.unordered -= usize::from(stream.is_none());
             tenant.items -= 1;
             tenant.in_flight -= 1;
-            translate::unpin(&mut tenant.space, &mut entry.pins, |Released(block)| device.free(block));
+            translate::unpin(&mut tenant.space, &mut entry.pins, |released| give_back(&mut **device, released));
             if let Some(block) = entry.staging {
                 port.release_staging(block);
             }
@@ -422,9 +443,9 @@ impl Core {
     fn retry_parked(&mut self) {
         let mut index = 0;
         while index < self.parked.len() {
-            let Parked { session, size, reply, until } = self.parked[index];
+            let Parked { session, request, reply, until } = self.parked[index];
             let give_up = self.time >= until || !self.memory_is_pending();
-            match self.try_malloc(session, size) {
+            match self.try_request(session, request) {
                 Err(_) if !give_up => {
                     index += 1;
                     continue;
@@ -439,7 +460,7 @@ impl Core {
 
     /// Freed memory that queued work still uses, of any session.
     pub(crate) fn memory_is_pending(&self) -> bool {
-        self.tenants.values().any(|(t, _)| t.space.unmapped_bytes() > 0)
+        self.tenants.values().any(|(t, _)| t.space.is_draining())
     }
 
     /// Sends a reply.

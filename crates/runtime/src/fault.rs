@@ -41,10 +41,10 @@ impl Fault {
     }
 
     /// Out of device memory. torch_npu's free-and-retry depends on this very code.
-    pub fn out_of_memory(wanted: u64, free: u64, why: &str) -> Self {
+    pub fn out_of_memory(what: &str, wanted: u64, free: u64, why: &str) -> Self {
         Self::new(
             acl::ACL_ERROR_RT_MEMORY_ALLOCATION,
-            format!("aclrtMalloc: out of device memory: {wanted} bytes wanted, {free} bytes free{why}"),
+            format!("{what}: out of device memory: {wanted} bytes wanted, {free} bytes free{why}"),
         )
     }
 
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn out_of_memory_has_the_code_torch_npu_looks_for() {
-        let fault = Fault::out_of_memory(4096, 512, "");
+        let fault = Fault::out_of_memory("aclrtMalloc", 4096, 512, "");
         assert_eq!(fault.status, 207_001);
         assert!(fault.text.contains("4096 bytes wanted") && fault.text.contains("512 bytes free"), "{fault}");
     }

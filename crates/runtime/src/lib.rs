@@ -23,6 +23,7 @@ mod fault;
 mod items;
 pub mod limits;
 mod memory;
+mod memory_records;
 mod pool;
 mod port;
 mod records;

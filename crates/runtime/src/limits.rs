@@ -4,6 +4,8 @@
 pub const SESSIONS_MAX: usize = 64;
 /// Live allocations of a session. Caching allocators hold hundreds; llama.cpp holds tens.
 pub const BLOCKS_MAX: usize = 65_536;
+/// Reserved address ranges of a session: a caching allocator makes two a stream.
+pub const RESERVATIONS_MAX: usize = 1024;
 /// Streams of a session, the default stream not counted. CANN itself stops at 1,984 a device.
 pub const STREAMS_MAX: usize = 1024;
 /// Events of a session. A caching allocator may keep one a block that crossed streams.
@@ -23,8 +25,10 @@ pub struct Limits {
     pub sessions_max: usize,
     /// Device memory that one session may hold, in bytes.
     pub session_memory_bytes_max: u64,
-    /// Live allocations of one session.
+    /// Live allocations and physical handles of one session, and mappings.
     pub blocks_max: usize,
+    /// Reserved address ranges of one session.
+    pub reservations_max: usize,
     /// Streams of one session, without the default stream.
     pub streams_max: usize,
     /// Events of one session.
@@ -41,6 +45,7 @@ impl Default for Limits {
             sessions_max: SESSIONS_MAX,
             session_memory_bytes_max: u64::MAX,
             blocks_max: BLOCKS_MAX,
+            reservations_max: RESERVATIONS_MAX,
             streams_max: STREAMS_MAX,
             events_max: EVENTS_MAX,
             queued_items_max: QUEUED_ITEMS_MAX,

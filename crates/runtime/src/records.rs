@@ -9,10 +9,10 @@ use sched::dispatch::{HintInput, HintKind};
 use sched::{EventKey, Item, Nanos, Phase, StreamKey, Work};
 use wire::{ArenaRange, Hint, HostSource, Record, Reply, ReplyTo};
 
-use crate::core::{Core, MALLOC_WAIT_MAX_NS, MALLOC_WAITERS_MAX, Parked};
+use crate::core::{Core, Request, give_back};
 use crate::fault::Fault;
 use crate::items::Purpose;
-use crate::memory::{AddressSpace, BlockId, Released, footprint};
+use crate::memory::{AddressSpace, BlockId, footprint};
 use crate::pool::Pool;
 use crate::port::Port;
 use crate::tenant::{Event, Stream, Tenant};
@@ -123,12 +123,23 @@ impl Core {
                 let result = self.elapsed(session, start, end);
                 self.answer(session, reply, result);
             }
-            Record::Malloc { size, reply } => self.malloc(session, size, reply),
+            Record::Malloc { size, reply } => self.request(session, Request::Malloc(size), reply),
+            Record::PhysicalAlloc { size, reply } => self.request(session, Request::Physical(size), reply),
+            Record::Map { addr, size, offset, handle, reply } => {
+                self.request(session, Request::Map { addr, size, offset, handle }, reply);
+            }
+            Record::PhysicalFree { handle, reply } => self.free_physical(session, handle, reply),
+            Record::Reserve { size, reply } => {
+                let result = self.reserve(session, size);
+                self.answer(session, reply, result);
+            }
+            Record::Release { addr, reply } => self.release(session, addr, reply),
+            Record::Unmap { addr, reply } => self.unmap(session, addr, reply),
             Record::Free { addr, reply } => {
                 let result = match self.tenant(session).0.space.unmap(addr) {
                     Ok(released) => {
-                        if let Some(Released(block)) = released {
-                            self.device.free(block);
+                        if let Some(released) = released {
+                            give_back(&mut *self.device, released);
                         }
                         Ok(Reply::ok())
                     }
@@ -272,7 +283,7 @@ impl Core {
         let (tenant, port) = tenants.get_mut(&session).expect("checked on entry of `record`");
         let reply = items.finish(token, |entry| {
             *urgent -= usize::from(entry.is_urgent());
-            translate::unpin(&mut tenant.space, &mut entry.pins, |Released(block)| device.free(block));
+            translate::unpin(&mut tenant.space, &mut entry.pins, |released| give_back(&mut **device, released));
             if let Some(command) = entry.command.take() {
                 pool.recycle(command);
             }
@@ -439,42 +450,40 @@ impl Core {
         Ok(Reply::value(u64::from(((ns as f64 / 1e6) as f32).to_bits())))
     }
 
-    fn malloc(&mut self, session: u64, size: u64, reply: ReplyTo) {
-        let result = self.try_malloc(session, size);
-        // Memory that is freed but still in use comes back by itself: the free has "happened" for the application, so
-        // wait for it rather than fail.
-        let waits = matches!(&result, Err(f) if f.status == acl::ACL_ERROR_RT_MEMORY_ALLOCATION);
-        if waits && self.memory_is_pending() && self.parked.len() < MALLOC_WAITERS_MAX {
-            let until = self.time.saturating_add(MALLOC_WAIT_MAX_NS);
-            return self.parked.push(Parked { session, size, reply, until });
-        }
-        self.answer(session, reply, result.map(Reply::value));
-    }
-
     /// One attempt; the address.
     pub(crate) fn try_malloc(&mut self, session: u64, size: u64) -> Result<u64, Fault> {
         if size == 0 {
             return Err(Fault::param("aclrtMalloc: size is 0"));
         }
-        let limits = self.limits;
+        const WHAT: &str = "aclrtMalloc";
+        self.check_room(session, WHAT, size)?;
         let free = self.device.memory().free;
-        let Some((tenant, _)) = self.tenants.get_mut(&session) else {
-            return Err(Fault::param("aclrtMalloc: the session has ended"));
-        };
-        let space = &mut tenant.space;
+        let full = |why: &str| Fault::out_of_memory(WHAT, size, free, why);
+        let start = self.space(session).find_gap(size).map_err(|e| full(&format!("; {e}")))?;
+        let block = self.device.alloc(size).map_err(|_| full(""))?;
+        self.space(session).map(start, size, block);
+        Ok(start)
+    }
+
+    /// Checks the session's own bounds before it gets `size` bytes more.
+    pub(crate) fn check_room(&mut self, session: u64, what: &str, size: u64) -> Result<(), Fault> {
+        let (limits, free) = (self.limits, self.device.memory().free);
+        let space = self.space(session);
         let left = limits.session_memory_bytes_max.saturating_sub(space.held_bytes());
         if footprint(size) > left {
             let why = format!(" of this process's limit of {} bytes", limits.session_memory_bytes_max);
-            return Err(Fault::out_of_memory(size, left.min(free), &why));
+            return Err(Fault::out_of_memory(what, size, left.min(free), &why));
         }
         if space.blocks() >= limits.blocks_max {
             let why = format!(", but this process already has {} allocations, the most allowed", limits.blocks_max);
-            return Err(Fault::out_of_memory(size, free, &why));
+            return Err(Fault::out_of_memory(what, size, free, &why));
         }
-        let start = space.find_gap(size).map_err(|e| Fault::out_of_memory(size, free, &format!("; {e}")))?;
-        let block = self.device.alloc(size).map_err(|_| Fault::out_of_memory(size, free, ""))?;
-        space.map(start, size, block);
-        Ok(start)
+        Ok(())
+    }
+
+    /// A live session's memory.
+    pub(crate) fn space(&mut self, session: u64) -> &mut AddressSpace {
+        &mut self.tenant(session).0.space
     }
 }
 

@@ -145,7 +145,7 @@ pub struct SessionSnapshot {
     pub memory_freeing_bytes: u64,
     /// Most held at once.
     pub memory_peak_bytes: u64,
-    /// Live allocations.
+    /// Live allocations and physical handles.
     pub allocations: usize,
     /// Streams, the default stream included.
     pub streams: usize,

@@ -49,8 +49,8 @@ pub fn translate(call: &mut OpCall, space: &mut AddressSpace, pins: &mut Vec<Blo
         let parameter = parameter_of(call, index);
         return Err(Fault::new(refused.0, format!("{}: parameter `{parameter}`: {}", call.op.name(), refused.1)));
     }
-    for &block in pins.iter() {
-        space.pin(block);
+    for block in pins.iter_mut() {
+        *block = space.pin(*block);
     }
     Ok(())
 }
@@ -68,17 +68,14 @@ pub fn operand(
     pins: &mut Vec<BlockId>,
 ) -> Result<u64, Fault> {
     let found = space.resolve(addr, len).map_err(|e| Fault::param(format!("{what}: parameter `{parameter}`: {e}")))?;
-    space.pin(found.block);
-    pins.push(found.block);
+    pins.push(space.pin(found.block));
     Ok(found.physical.0)
 }
 
 /// Undoes the pins of one item.
 pub fn unpin(space: &mut AddressSpace, pins: &mut Vec<BlockId>, mut release: impl FnMut(Released)) {
     for block in pins.drain(..) {
-        if let Some(released) = space.unpin(block) {
-            release(released);
-        }
+        space.unpin(block, &mut release);
     }
 }
 
@@ -134,7 +131,7 @@ mod tests {
         assert_eq!(space.unmap(base), Ok(None), "still pinned");
         let mut released = 0;
         unpin(&mut space, &mut pins, |r| {
-            assert_eq!(r.0, PhysAddr(0x8000));
+            assert_eq!(r, Released::Block(PhysAddr(0x8000)));
             released += 1;
         });
         assert_eq!(released, 1);

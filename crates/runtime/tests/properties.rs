@@ -7,6 +7,8 @@ use common::{Bench, add, matmul};
 use proptest::prelude::*;
 use wire::{Hint, HostSource, Record, ReplyTo};
 
+const PAGE: u64 = 2 << 20;
+
 #[derive(Clone, Debug)]
 enum Step {
     Malloc(u64),
@@ -20,6 +22,13 @@ enum Step {
     EventDestroy(u32),
     Event { event: u32, stream: u32, what: u8 },
     Sync { what: u8, id: u32 },
+    Reserve(u64),
+    Release(usize),
+    Physical(u64),
+    PhysicalFree(u64),
+    Map { reservation: usize, page: u64, pages: u64, handle: u64 },
+    Unmap { reservation: usize, page: u64 },
+    MappedOp { reservation: usize, page: u64, elements: i64 },
     Hint(u64, u8),
     Pass(u64),
     Policy(u8),
@@ -41,6 +50,15 @@ fn steps() -> impl Strategy<Value = Vec<(bool, Step)>> {
         1 => (0u32..3).prop_map(Step::EventDestroy),
         6 => (0u32..3, 0u32..4, 0u8..3).prop_map(|(event, stream, what)| Step::Event { event, stream, what }),
         5 => (0u8..6, 0u32..4).prop_map(|(what, id)| Step::Sync { what, id }),
+        2 => (1u64..6).prop_map(Step::Reserve),
+        1 => (0usize..4).prop_map(Step::Release),
+        3 => (1u64..3).prop_map(Step::Physical),
+        2 => (1u64..8).prop_map(Step::PhysicalFree),
+        5 => (0usize..4, 0u64..4, 1u64..3, 1u64..8)
+            .prop_map(|(reservation, page, pages, handle)| Step::Map { reservation, page, pages, handle }),
+        3 => (0usize..4, 0u64..4).prop_map(|(reservation, page)| Step::Unmap { reservation, page }),
+        4 => (0usize..4, 0u64..4, 1i64..800_000)
+            .prop_map(|(reservation, page, elements)| Step::MappedOp { reservation, page, elements }),
         1 => (0u64..3, 0u8..4).prop_map(|(request, what)| Step::Hint(request, what)),
         4 => (0u64..3_000_000).prop_map(Step::Pass),
         1 => (0u8..3).prop_map(Step::Policy),
@@ -53,6 +71,8 @@ struct World {
     bench: Bench,
     /// Where the client believes its memory is: guesses, which the runtime must not trust.
     known: [Vec<u64>; 2],
+    /// Where it believes its reservations are.
+    reserved: [Vec<u64>; 2],
     alive: [bool; 2],
     slot: u16,
 }
@@ -61,6 +81,11 @@ impl World {
     fn reply(&mut self) -> ReplyTo {
         self.slot = (self.slot + 1) % 64;
         ReplyTo { slot: self.slot, seq: 1 }
+    }
+
+    /// Where the client believes a page of a reservation to be.
+    fn page(&self, who: usize, reservation: usize, page: u64) -> u64 {
+        self.reserved[who].get(reservation).copied().unwrap_or(0x1000_0000) + page * PAGE
     }
 
     fn record(&mut self, who: usize, record: Record<'_>, call: Option<OpCall>) {
@@ -125,6 +150,37 @@ impl World {
                 };
                 self.record(who, record, None);
             }
+            Step::Reserve(pages) => {
+                let (reply, (base, _)) = (self.reply(), self.bench.client(who).va());
+                self.record(who, Record::Reserve { size: pages * PAGE, reply }, None);
+                // Addresses are handed out in order, at multiples of a page with a guard.
+                let last = self.reserved[who].last().copied().unwrap_or(base.next_multiple_of(PAGE));
+                self.reserved[who].push(if self.reserved[who].is_empty() { last } else { last + (pages + 1) * PAGE });
+            }
+            Step::Release(index) => {
+                let (reply, addr) = (self.reply(), self.page(who, index, 0));
+                self.record(who, Record::Release { addr, reply }, None);
+            }
+            Step::Physical(pages) => {
+                let reply = self.reply();
+                self.record(who, Record::PhysicalAlloc { size: pages * PAGE, reply }, None);
+            }
+            Step::PhysicalFree(handle) => {
+                let reply = self.reply();
+                self.record(who, Record::PhysicalFree { handle, reply }, None);
+            }
+            Step::Map { reservation, page, pages, handle } => {
+                let (reply, addr) = (self.reply(), self.page(who, reservation, page));
+                self.record(who, Record::Map { addr, size: pages * PAGE, offset: 0, handle, reply }, None);
+            }
+            Step::Unmap { reservation, page } => {
+                let (reply, addr) = (self.reply(), self.page(who, reservation, page));
+                self.record(who, Record::Unmap { addr, reply }, None);
+            }
+            Step::MappedOp { reservation, page, elements } => {
+                let addr = self.page(who, reservation, page);
+                self.record(who, Record::Op { stream: 0 }, Some(add(addr, addr, addr, &[elements])));
+            }
             Step::Hint(request, what) => {
                 let hint = match what {
                     0 => Hint::PrefillStarted { request },
@@ -168,7 +224,7 @@ proptest! {
         let start = bench.free_bytes();
         bench.open();
         bench.open();
-        let mut world = World { bench, known: [vec![], vec![]], alive: [true; 2], slot: 0 };
+        let mut world = World { bench, known: [vec![], vec![]], reserved: [vec![], vec![]], alive: [true; 2], slot: 0 };
         for (second, step) in steps {
             world.apply(usize::from(second), step);
             world.check();

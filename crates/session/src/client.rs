@@ -26,8 +26,8 @@ use wire::control::{Answer, Hello, Layout, RefuseCode};
 use wire::ring::{Producer, PushError};
 use wire::{ArenaRange, DecodeError, EncodeError, PROTOCOL_VERSION, Record, Reply, ReplyTo};
 
-/// Device addresses that a client reserves: 1 TiB, many times the largest device.
-pub(crate) const VA_BYTES: u64 = 1 << 40;
+/// Device addresses that a client reserves: 4 TiB. A caching allocator reserves more than the whole device for each stream.
+pub(crate) const VA_BYTES: u64 = 4 << 40;
 
 /// The daemon that owns the device is gone, or ended this session, or this process is a fork of the one that opened it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -109,6 +109,12 @@ impl Replier {
             | Record::Malloc { reply, .. }
             | Record::Free { reply, .. }
             | Record::MemInfo { reply }
+            | Record::Reserve { reply, .. }
+            | Record::Release { reply, .. }
+            | Record::PhysicalAlloc { reply, .. }
+            | Record::PhysicalFree { reply, .. }
+            | Record::Map { reply, .. }
+            | Record::Unmap { reply, .. }
             | Record::OpAnswered { reply, .. } => Some(reply),
             Record::CopyIn { ref source, reply, .. } => {
                 match *source {

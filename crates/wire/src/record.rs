@@ -132,6 +132,39 @@ pub enum Record<'a> {
     MemInfo {
         reply: ReplyTo,
     },
+    /// `aclrtReserveMemAddress`.
+    Reserve {
+        size: u64,
+        reply: ReplyTo,
+    },
+    /// `aclrtReleaseMemAddress`.
+    Release {
+        addr: u64,
+        reply: ReplyTo,
+    },
+    /// `aclrtMallocPhysical`.
+    PhysicalAlloc {
+        size: u64,
+        reply: ReplyTo,
+    },
+    /// `aclrtFreePhysical`.
+    PhysicalFree {
+        handle: u64,
+        reply: ReplyTo,
+    },
+    /// `aclrtMapMem`.
+    Map {
+        addr: u64,
+        size: u64,
+        offset: u64,
+        handle: u64,
+        reply: ReplyTo,
+    },
+    /// `aclrtUnmapMem`.
+    Unmap {
+        addr: u64,
+        reply: ReplyTo,
+    },
     /// Host to device.
     CopyIn {
         dst: u64,
@@ -194,6 +227,7 @@ tags! {
     STREAM_CREATE = 1 STREAM_DESTROY = 2 STREAM_SYNC = 3 STREAM_QUERY = 4 DEVICE_SYNC = 5 EVENT_CREATE = 6 EVENT_DESTROY = 7
     EVENT_RECORD = 8 EVENT_RESET = 9 STREAM_WAIT_EVENT = 10 EVENT_SYNC = 11 EVENT_QUERY = 12 EVENT_ELAPSED = 13 MALLOC = 14
     FREE = 15 MEM_INFO = 16 COPY_IN = 17 COPY_OUT = 18 COPY_DEVICE = 19 MEMSET = 20 OP = 21 HINT = 22
+    RESERVE = 40 RELEASE = 41 PHYSICAL_ALLOC = 42 PHYSICAL_FREE = 43 MAP = 44 UNMAP = 45
     OP_ANSWERED = 60 STREAM_FETCH = 61
 }
 
@@ -273,6 +307,13 @@ pub fn decode<'a>(bytes: &'a [u8], scratch: &mut OpCall) -> Result<Record<'a>, D
 fn put_reply(to: ReplyTo, out: &mut Vec<u8>) {
     out.u16(to.slot);
     out.u32(to.seq);
+}
+
+/// A record of nothing but numbers and a reply.
+fn put_numbers(tag: u8, numbers: &[u64], reply: ReplyTo, out: &mut Vec<u8>) {
+    out.u8(tag);
+    numbers.iter().for_each(|&n| out.u64(n));
+    put_reply(reply, out);
 }
 
 fn put_range(range: ArenaRange, out: &mut Vec<u8>) -> Result<(), EncodeError> {
@@ -403,6 +444,14 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
             out.u8(tag::MEM_INFO);
             put_reply(reply, out);
         }
+        Record::Reserve { size, reply } => put_numbers(tag::RESERVE, &[size], reply, out),
+        Record::Release { addr, reply } => put_numbers(tag::RELEASE, &[addr], reply, out),
+        Record::PhysicalAlloc { size, reply } => put_numbers(tag::PHYSICAL_ALLOC, &[size], reply, out),
+        Record::PhysicalFree { handle, reply } => put_numbers(tag::PHYSICAL_FREE, &[handle], reply, out),
+        Record::Map { addr, size, offset, handle, reply } => {
+            put_numbers(tag::MAP, &[addr, size, offset, handle], reply, out);
+        }
+        Record::Unmap { addr, reply } => put_numbers(tag::UNMAP, &[addr], reply, out),
         Record::CopyIn { dst, ref source, stream, reply } => {
             out.u8(tag::COPY_IN);
             out.u64(dst);
@@ -511,6 +560,14 @@ fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeErro
         tag::MALLOC => Record::Malloc { size: r.u64()?, reply: take_reply(r)? },
         tag::FREE => Record::Free { addr: r.u64()?, reply: take_reply(r)? },
         tag::MEM_INFO => Record::MemInfo { reply: take_reply(r)? },
+        tag::RESERVE => Record::Reserve { size: r.u64()?, reply: take_reply(r)? },
+        tag::RELEASE => Record::Release { addr: r.u64()?, reply: take_reply(r)? },
+        tag::PHYSICAL_ALLOC => Record::PhysicalAlloc { size: r.u64()?, reply: take_reply(r)? },
+        tag::PHYSICAL_FREE => Record::PhysicalFree { handle: r.u64()?, reply: take_reply(r)? },
+        tag::MAP => {
+            Record::Map { addr: r.u64()?, size: r.u64()?, offset: r.u64()?, handle: r.u64()?, reply: take_reply(r)? }
+        }
+        tag::UNMAP => Record::Unmap { addr: r.u64()?, reply: take_reply(r)? },
         tag::COPY_IN => {
             let (dst, source) = (r.u64()?, take_source(r)?);
             let (stream, reply) = take_optional(r)?;

@@ -227,7 +227,7 @@ impl<'a> Source<'a> {
 
     /// A valid record, with its call if it is an operator.
     pub fn record(&mut self) -> (Record<'a>, Option<OpCall>) {
-        let kind = self.below(44);
+        let kind = self.below(60);
         let (a, b) = (self.u32(), self.u32());
         let stream = (b & 1 == 1).then_some(a);
         let reply = if b & 2 == 2 { Some(self.reply()) } else { None };
@@ -261,6 +261,18 @@ impl<'a> Source<'a> {
             20 => Record::CopyDevice { dst: self.u64(), src: self.u64(), len: self.u64(), stream, reply },
             21 => Record::Memset { addr: self.u64(), len: self.u64(), value: self.u8(), stream, reply },
             22 => Record::Hint(self.hint()),
+            30 => Record::Reserve { size: self.u64(), reply: self.reply() },
+            31 => Record::Release { addr: self.u64(), reply: self.reply() },
+            32 => Record::PhysicalAlloc { size: self.u64(), reply: self.reply() },
+            33 => Record::PhysicalFree { handle: self.u64(), reply: self.reply() },
+            34 => Record::Map {
+                addr: self.u64(),
+                size: self.u64(),
+                offset: self.u64(),
+                handle: self.u64(),
+                reply: self.reply(),
+            },
+            35 => Record::Unmap { addr: self.u64(), reply: self.reply() },
             27 => Record::StreamFetch { stream: a, dst: self.range(), src: self.u64(), reply: self.reply() },
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
@@ -467,7 +479,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 24);
+        assert_eq!(tags.len(), 30);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }

@@ -10,6 +10,7 @@ pub mod device;
 pub mod event;
 pub mod init;
 pub mod memory;
+pub mod pages;
 pub mod settings;
 pub mod stream;
 pub mod tensor;

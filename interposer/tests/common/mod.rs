@@ -193,6 +193,13 @@ impl Acl {
         unsafe { self.library.get::<*const c_void>(name.as_bytes()) }.is_ok()
     }
 
+    /// A function that only some tests use; `F` is its type.
+    pub fn function<F: Copy>(&self, name: &str) -> F {
+        assert_eq!(size_of::<F>(), size_of::<Ptr>());
+        // SAFETY: the library is never unloaded; the caller declares the C parameters.
+        *unsafe { self.library.get::<F>(name.as_bytes()) }.unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
     /// Text of the last failure.
     pub fn message(&self) -> String {
         // SAFETY: `aclGetRecentErrMsg` answers a NUL-terminated string that lives until this thread asks again.

@@ -4,8 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::command::Command;
 use crate::error::OpError;
+use crate::interface::PhysAddr;
 
-use super::hbm::{Hbm, OutOfBounds};
+use super::hbm::{Hbm, OutOfBounds, offset_of};
 use super::kernels::{self, Machine};
 use super::pool::Pool;
 
@@ -25,7 +26,18 @@ impl Executor {
         self.machine.hbm.zero(offset, bytes);
     }
 
-    /// Executes `cmd`; the extent that it found, if it is an operator that finds one. A panic inside a kernel is a defect of ours; it becomes this command's error.
+    /// Takes access to a window away.
+    pub fn unmap(&mut self, offset: usize, bytes: usize) {
+        self.machine.hbm.mapping().unmap(offset, bytes);
+    }
+
+    /// Zeroes `bytes` bytes of the handle file from `from`.
+    pub fn punch(&mut self, from: u64, bytes: u64) {
+        self.machine.hbm.mapping().punch(from, bytes);
+    }
+
+    /// Executes `cmd`; the extent that it found, if it is an operator that finds one. A panic inside a kernel is a defect of
+    /// ours; it becomes this command's error.
     ///
     /// # Errors
     /// With the operator's name and the reason.
@@ -41,6 +53,15 @@ impl Executor {
         let hbm = &mut self.machine.hbm;
         match cmd {
             Command::Op(call) => {
+                for tensor in &call.tensors {
+                    // What describes no range, or one that is not the device's, is refused by the kernel, which knows the
+                    // parameter's name; here it is about the holes in the aperture.
+                    let Ok(Some((first, end))) = tensor.byte_span() else { continue };
+                    let Some(at) = tensor.addr.checked_add(first).map(PhysAddr) else { continue };
+                    if offset_of(at, end - first, hbm.len()).is_ok() {
+                        hbm.locate(at, end - first).map_err(bounds)?;
+                    }
+                }
                 kernels::run(call, &mut self.machine)?;
                 return Ok(self.machine.extent.take());
             }

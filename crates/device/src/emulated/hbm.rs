@@ -1,18 +1,23 @@
-//! The memory of a functional device: one anonymous mapping, reached by physical address.
+//! The memory of a functional device: one mapping ([`super::mapping`]), reached by physical address.
 //!
-//! The mapping is private and reserves no swap, so a 64 GiB device costs what is really touched; the kernel hands out its
-//! pages zeroed. Physical addresses start at [`PHYS_BASE`], far from 0 and from any client's virtual range, so that an
+//! Ordinary memory is private, anonymous and reserves no swap, so a 64 GiB device costs what is really touched; the kernel
+//! hands out its pages zeroed. Behind it lies the aperture, of which only windows with something mapped in them may be touched;
+//! the runtime resolves addresses to nothing else. Physical addresses start at [`PHYS_BASE`], far from 0 and from any client's virtual range, so that an
 //! address that was never translated is refused instead of landing somewhere.
 //!
 //! **Ownership:** exactly one [`Hbm`] exists for a device and the thread that executes commands owns it. Reading takes
 //! `&Hbm`, writing takes `&mut Hbm`: the borrow checker sees to it that no kernel writes memory that it, or a helper
 //! thread, is reading. All `unsafe` about device memory is in this file.
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, madvise};
 
 use crate::command::HostBytes;
 use crate::interface::PhysAddr;
+
+use super::mapping::Mapping;
 
 /// Physical address of the first byte of device memory.
 pub const PHYS_BASE: u64 = 1 << 44;
@@ -44,45 +49,65 @@ pub fn offset_of(addr: PhysAddr, len: u64, total: u64) -> Result<u64, OutOfBound
 /// Device memory.
 #[derive(Debug)]
 pub struct Hbm {
+    /// Kept alive, and shared with whoever maps windows.
+    mapping: Arc<Mapping>,
     base: *mut u8,
     len: usize,
 }
 
-// SAFETY: the mapping belongs to this value alone, is not tied to a thread, and is only reached through `&self` and
-// `&mut self`, which follow the usual rules.
+// SAFETY: the mapping's bytes belong to this value alone, are not tied to a thread, and are only reached through `&self` and
+// `&mut self`, which follow the usual rules; `super::mapping` says when its pages may change.
 unsafe impl Send for Hbm {}
 // SAFETY: as above; `&self` only reads.
 unsafe impl Sync for Hbm {}
 
 impl Hbm {
-    /// Maps `len` bytes of zeros, rounded up to whole pages.
+    /// `len` bytes of zeros, rounded up to whole pages, without an aperture.
     ///
     /// # Errors
     /// What the system says, where so much address space cannot be had.
+    #[cfg(test)]
     pub fn new(len: u64) -> std::io::Result<Self> {
         let len = usize::try_from(len).ok().and_then(|len| len.max(1).checked_next_multiple_of(PAGE_BYTES));
         let len = len.ok_or_else(|| std::io::Error::other("more than the address space"))?;
-        // SAFETY: a new anonymous mapping at an address that the kernel chooses; it aliases nothing.
-        let base = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }?;
-        Ok(Self { base: base.cast(), len })
+        Ok(Self::of(Arc::new(Mapping::new(len, 0)?)))
     }
 
-    /// Bytes of memory.
+    /// The memory and the aperture of `mapping`. There must be no other value for it.
+    pub fn of(mapping: Arc<Mapping>) -> Self {
+        Self { base: mapping.base(), len: mapping.span(), mapping }
+    }
+
+    /// The pages.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Bytes of memory and aperture.
     pub fn len(&self) -> u64 {
         self.len as u64
     }
 
+    /// Offset of `len` bytes at `addr` that may be touched: in memory, or in windows where handles are mapped. Every command
+    /// is checked with it before it runs, so that an address of the aperture where nothing is mapped is an error too.
+    ///
+    /// # Errors
+    /// If the range is anywhere else.
+    pub fn locate(&self, addr: PhysAddr, len: u64) -> Result<usize, OutOfBounds> {
+        let offset = offset_of(addr, len, self.len())? as usize;
+        let total = self.mapping.memory() as u64;
+        self.mapping.is_accessible(offset, len as usize).then_some(offset).ok_or(OutOfBounds {
+            addr: addr.0,
+            len,
+            total,
+        })
+    }
+
     /// All of memory, to read.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `base..base + len` is mapped, readable and initialised (to zeros at least) until `drop`, and only
-        // written through `&mut self`.
+        // SAFETY: `base..base + len` is ours until `drop` and only written through `&mut self`. Memory and windows with
+        // something mapped in them are readable and initialised (to zeros at least); the rest of the aperture is never
+        // indexed, because every command is checked with `locate` first.
         unsafe { std::slice::from_raw_parts(self.base, self.len) }
     }
 
@@ -107,9 +132,10 @@ impl Hbm {
     /// # Panics
     /// If the range is outside of memory.
     pub fn zero(&mut self, offset: usize, len: usize) {
-        let range = &mut self.bytes_mut()[offset..offset + len];
-        if len >= DROP_PAGES_BYTES_MIN {
-            let (start, end) = (offset.next_multiple_of(PAGE_BYTES), (offset + len) / PAGE_BYTES * PAGE_BYTES);
+        let (start, end) = (offset.next_multiple_of(PAGE_BYTES), (offset + len) / PAGE_BYTES * PAGE_BYTES);
+        // Windows show pages of a file, which dropping them from this mapping would not zero.
+        let private = offset + len <= self.mapping.memory();
+        if len >= DROP_PAGES_BYTES_MIN && private {
             // SAFETY: the pages lie inside our private anonymous mapping, which `&mut self` lends us alone; after
             // DONTNEED they read as zeros.
             let dropped = unsafe { madvise(self.base.add(start).cast(), end - start, Advice::LinuxDontNeed) };
@@ -118,10 +144,8 @@ impl Hbm {
                 self.bytes_mut()[end..offset + len].fill(0);
                 return;
             }
-            self.bytes_mut()[offset..offset + len].fill(0);
-            return;
         }
-        range.fill(0);
+        self.bytes_mut()[offset..offset + len].fill(0);
     }
 
     /// Sets `len` bytes at `addr` to `value`.
@@ -129,7 +153,7 @@ impl Hbm {
     /// # Errors
     /// If the range is outside of memory.
     pub fn fill(&mut self, addr: PhysAddr, len: u64, value: u8) -> Result<(), OutOfBounds> {
-        let offset = offset_of(addr, len, self.len())? as usize;
+        let offset = self.locate(addr, len)?;
         if value == 0 {
             self.zero(offset, len as usize);
         } else {
@@ -143,7 +167,7 @@ impl Hbm {
     /// # Errors
     /// If the range is outside of memory.
     pub fn copy_in(&mut self, dst: PhysAddr, source: &HostBytes) -> Result<(), OutOfBounds> {
-        let offset = offset_of(dst, source.len() as u64, self.len())? as usize;
+        let offset = self.locate(dst, source.len() as u64)?;
         // SAFETY: the source is valid for its length (our vector, or what `HostBytes::shared` promised), the target was
         // checked just now; host memory never overlaps our mapping. Bytes that a peer changes meanwhile only make its
         // own data garbage.
@@ -157,7 +181,7 @@ impl Hbm {
     /// If the range is outside of memory.
     pub fn copy_out(&self, dst: &mut HostBytes, src: PhysAddr) -> Result<(), OutOfBounds> {
         let len = dst.len();
-        let offset = offset_of(src, len as u64, self.len())? as usize;
+        let offset = self.locate(src, len as u64)?;
         // SAFETY: as in `copy_in`, with the roles exchanged; `dst` may be written (ours, or promised in `shared`).
         unsafe { std::ptr::copy_nonoverlapping(self.base.add(offset), dst.as_mut_ptr(), len) };
         Ok(())
@@ -168,17 +192,10 @@ impl Hbm {
     /// # Errors
     /// If either range is outside of memory.
     pub fn copy_within(&mut self, dst: PhysAddr, src: PhysAddr, len: u64) -> Result<(), OutOfBounds> {
-        let to = offset_of(dst, len, self.len())? as usize;
-        let from = offset_of(src, len, self.len())? as usize;
+        let to = self.locate(dst, len)?;
+        let from = self.locate(src, len)?;
         self.bytes_mut().copy_within(from..from + len as usize, to);
         Ok(())
-    }
-}
-
-impl Drop for Hbm {
-    fn drop(&mut self) {
-        // SAFETY: our mapping, unmapped once; no borrow of it outlives `self`.
-        let _ = unsafe { munmap(self.base.cast(), self.len) };
     }
 }
 

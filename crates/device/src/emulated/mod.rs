@@ -1,6 +1,6 @@
 //! The emulated device: an Ascend die made of host memory, CPU arithmetic and modelled time.
 //!
-//! Two independent switches. *Compute*: functional commands run on a worker thread over one anonymous mapping; timing
+//! Two independent switches. *Compute*: functional commands run on a worker thread over one mapping; timing
 //! commands run nowhere and memory does not exist, so that a model larger than the host fits. *Pace*: completions
 //! follow [`model`], or nothing. A functional, paced completion is visible once both the model and the worker are
 //! through; the model never waits for the worker.
@@ -11,11 +11,13 @@
 //! | functional | complete when computed, reported with the time of the asking | the later of both |
 //!
 //! **Ownership:** the caller's thread owns [`Emulated`]; the worker owns memory ([`hbm`]). They exchange commands and
-//! results, nothing else.
+//! results, nothing else; and the caller's thread changes what windows show ([`mapping`]) while no command names them.
 
+mod aperture;
 mod execute;
 mod hbm;
 mod kernels;
+mod mapping;
 mod memory;
 mod model;
 mod pool;
@@ -27,10 +29,12 @@ use sched::{CoRun, Nanos, Phase, Profile, Work};
 
 use crate::command::Command;
 use crate::error::{DeviceError, OpError};
-use crate::interface::{Completion, Compute, Device, DeviceInfo, Memory, PhysAddr};
+use crate::interface::{Completion, Compute, Device, DeviceInfo, Memory, PAGE_BYTES, PhysAddr};
 
+use aperture::{APERTURE_BYTES, APERTURE_BYTES_MIN, Aperture};
 use execute::Executor;
 use hbm::{Hbm, PHYS_BASE};
+use mapping::Mapping;
 use memory::Ranges;
 use model::{Id, Model};
 use pool::Pool;
@@ -56,6 +60,7 @@ pub struct EmulatedConfig {
 pub struct Emulated {
     info: DeviceInfo,
     ranges: Ranges,
+    aperture: Aperture,
     model: Option<Model>,
     worker: Option<Worker>,
     entries: Vec<Entry>,
@@ -91,11 +96,17 @@ impl Emulated {
         };
         let ranges = Ranges::new(hbm_bytes.unwrap_or(profile.hbm_capacity_bytes));
         let bytes = ranges.total_bytes();
-        let worker = match compute {
+        let start = bytes.max(1).next_multiple_of(PAGE_BYTES);
+        let mapping = match compute {
             Compute::Timing => None,
-            Compute::Functional => {
-                let hbm = Hbm::new(bytes).map_err(|e| DeviceError::Reserve { bytes, reason: e.to_string() })?;
-                let worker = Worker::spawn(Executor::new(hbm, Pool::new()), doorbell);
+            Compute::Functional => Some(Arc::new(map(start)?)),
+        };
+        let span = mapping.as_ref().map_or(start + APERTURE_BYTES, |m| m.span() as u64);
+        let aperture = Aperture::new(start, span - start, mapping.clone());
+        let worker = match mapping {
+            None => None,
+            Some(mapping) => {
+                let worker = Worker::spawn(Executor::new(Hbm::of(mapping), Pool::new()), doorbell);
                 let worker = worker.map_err(|e| DeviceError::Thread { reason: e.to_string() })?;
                 if !pace {
                     worker.arm();
@@ -117,6 +128,7 @@ impl Emulated {
         Ok(Self {
             info,
             ranges,
+            aperture,
             model: pace.then(|| Model::new(profile, corun)),
             worker,
             entries: Vec::new(),
@@ -157,11 +169,24 @@ impl Emulated {
     }
 }
 
+/// Memory of `bytes` and the largest aperture that the system gives.
+fn map(bytes: u64) -> Result<Mapping, DeviceError> {
+    let mut aperture = APERTURE_BYTES;
+    loop {
+        match Mapping::new(bytes as usize, aperture as usize) {
+            Ok(mapping) => return Ok(mapping),
+            Err(_) if aperture / 2 >= APERTURE_BYTES_MIN => aperture /= 2,
+            Err(e) => return Err(DeviceError::Reserve { bytes, reason: e.to_string() }),
+        }
+    }
+}
+
 /// What a device without memory answers.
-fn without_computing(cmd: &mut Command, total: u64) -> Result<Option<u64>, OpError> {
+fn without_computing(cmd: &mut Command, total: u64, aperture: &Aperture) -> Result<Option<u64>, OpError> {
     let name = cmd.name();
-    let check = |addr: PhysAddr, len: u64| {
-        hbm::offset_of(addr, len, total).map(|_| ()).map_err(|e| OpError::new(format!("{name}: {e}")))
+    let check = |addr: PhysAddr, len: u64| match hbm::offset_of(addr, len, total) {
+        Err(_) if aperture.is_mapped(addr.0.wrapping_sub(PHYS_BASE), len) => Ok(()),
+        found => found.map(|_| ()).map_err(|e| OpError::new(format!("{name}: {e}"))),
     };
     match cmd {
         Command::Op(_) => Ok(()),
@@ -201,6 +226,43 @@ impl Device for Emulated {
         }
     }
 
+    fn alloc_handle(&mut self, bytes: u64) -> Result<PhysAddr, DeviceError> {
+        let len = bytes.max(1).checked_next_multiple_of(PAGE_BYTES).unwrap_or(bytes);
+        match self.ranges.alloc_aligned(len, PAGE_BYTES) {
+            Ok(offset) => Ok(PhysAddr(PHYS_BASE + offset)),
+            Err(memory::Exhausted { wanted, free, largest }) => {
+                Err(DeviceError::OutOfMemory { wanted, free, largest, total: self.ranges.total_bytes() })
+            }
+        }
+    }
+
+    fn free_handle(&mut self, handle: PhysAddr) {
+        let offset = handle.0.wrapping_sub(PHYS_BASE);
+        let len = self.ranges.release(offset);
+        let len = len.unwrap_or_else(|| panic!("free of {:#x}, which is not the start of a handle", handle.0));
+        if let Some(worker) = &self.worker {
+            worker.push(Job::Punch(offset, len));
+        }
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<PhysAddr, DeviceError> {
+        self.aperture.reserve(bytes)
+    }
+
+    fn map(&mut self, at: PhysAddr, handle: PhysAddr, offset: u64, bytes: u64) -> Result<(), DeviceError> {
+        self.aperture.map(at, handle.0 - PHYS_BASE + offset, bytes)
+    }
+
+    fn unmap(&mut self, at: PhysAddr) {
+        self.aperture.unmap(at);
+    }
+
+    fn release(&mut self, at: PhysAddr) {
+        if let (Some((offset, len)), Some(worker)) = (self.aperture.release(at), &self.worker) {
+            worker.push(Job::Unmap(offset, len, self.aperture.key(offset), self.aperture.unmapped()));
+        }
+    }
+
     fn memory(&self) -> Memory {
         Memory { free: self.ranges.free_bytes(), total: self.ranges.total_bytes() }
     }
@@ -209,7 +271,7 @@ impl Device for Emulated {
         let entry = |cmd, result| Entry { token, stream, cmd, result, late: false };
         let id = match &self.worker {
             None => {
-                let result = without_computing(&mut cmd, self.ranges.total_bytes());
+                let result = without_computing(&mut cmd, self.ranges.total_bytes(), &self.aperture);
                 self.enter(entry(Some(cmd), Some(result)))
             }
             Some(_) => {
@@ -290,3 +352,5 @@ impl Emulated {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod window_tests;

@@ -13,7 +13,7 @@ use crate::spec::DeviceSpec;
 
 /// A doorbell that counts, and can be waited for.
 #[derive(Default)]
-struct Bell {
+pub struct Bell {
     rings: Mutex<u64>,
     changed: Condvar,
 }
@@ -38,7 +38,7 @@ impl Bell {
     }
 }
 
-fn device(spec: &str) -> (Emulated, Arc<Bell>) {
+pub fn device(spec: &str) -> (Emulated, Arc<Bell>) {
     let bell = Arc::new(Bell::default());
     let its = bell.clone();
     let config = spec.parse::<DeviceSpec>().unwrap().emulated(Arc::new(move || its.ring()));
@@ -269,7 +269,7 @@ fn bytes(values: &[f32]) -> HostBytes {
 }
 
 /// Advances until `count` completions are there, woken by the doorbell.
-fn collect(device: &mut Emulated, bell: &Bell, until: Nanos, count: usize) -> Vec<Completion> {
+pub fn collect(device: &mut Emulated, bell: &Bell, until: Nanos, count: usize) -> Vec<Completion> {
     let mut out = Vec::new();
     while out.len() < count {
         let seen = bell.count();
@@ -303,7 +303,7 @@ fn functional_work_flows_through_the_worker_and_back() {
             Work::fill(4),
             Box::new(Command::Fill { addr: PhysAddr(addr.0 + 20), len: 4, value: 0 }),
         );
-        command(&mut device, 5, Work::default(), add_call(at(0), at(1 << 20), TensorDesc { offset: 1 << 40, ..at(0) }));
+        command(&mut device, 5, Work::default(), add_call(at(0), at(1 << 20), TensorDesc { offset: 1 << 50, ..at(0) }));
         command(
             &mut device,
             6,

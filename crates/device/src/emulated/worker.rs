@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::command::Command;
 use crate::error::OpError;
 
+use super::aperture::Unmapped;
 use super::execute::Executor;
 use super::model::Id;
 
@@ -29,6 +30,10 @@ pub enum Job {
     Run(Id, Box<Command>),
     /// Zero a freed range: offset and bytes.
     Scrub(usize, usize),
+    /// Take access to a released window away (offset and bytes), and note the key when that is done.
+    Unmap(usize, usize, u64, Unmapped),
+    /// Zero a freed handle: offset in the handle file and bytes.
+    Punch(u64, u64),
 }
 
 /// An executed command.
@@ -159,6 +164,11 @@ impl Shared {
                 }
                 match job {
                     Job::Scrub(offset, bytes) => executor.scrub(offset, bytes),
+                    Job::Unmap(offset, bytes, key, unmapped) => {
+                        executor.unmap(offset, bytes);
+                        lock(&unmapped).push(key);
+                    }
+                    Job::Punch(from, bytes) => executor.punch(from, bytes),
                     Job::Run(id, mut cmd) => {
                         let result = executor.run(&mut cmd);
                         lock(&self.finished).push(Finished { id, result, cmd });
