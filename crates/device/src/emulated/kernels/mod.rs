@@ -14,6 +14,7 @@ mod attention;
 mod elementwise;
 mod fault;
 mod fill;
+mod format;
 mod gemm;
 mod index;
 mod kv_cache;
@@ -22,7 +23,10 @@ mod math;
 mod matmul;
 mod nest;
 mod norm;
+mod product;
+mod real;
 mod rotary;
+mod softmax;
 mod view;
 
 #[cfg(test)]
@@ -118,11 +122,13 @@ pub const FAMILIES: &[Family] = &[
     elementwise::convert::KERNELS,
     elementwise::functions::KERNELS,
     fill::KERNELS,
+    format::KERNELS,
     index::KERNELS,
     kv_cache::KERNELS,
     matmul::KERNELS,
     norm::KERNELS,
     rotary::KERNELS,
+    softmax::KERNELS,
 ];
 
 /// Every operator that this device computes.

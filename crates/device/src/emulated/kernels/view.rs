@@ -53,6 +53,8 @@ impl View {
                 | values::ACL_FORMAT_NCDHW
                 | values::ACL_FORMAT_NC
                 | values::ACL_FORMAT_NCL
+                // Private to the device, which keeps it row-major: `super::format`.
+                | values::ACL_FORMAT_FRACTAL_NZ
         );
         ensure!(plain, "storage format {} is not supported (only plain strided formats, ND = 2)", desc.format);
         // Empty dimensions count as one, so that no product of some of the sizes overflows either.
@@ -145,7 +147,7 @@ impl View {
     pub fn select(&self, dim: usize, index: usize) -> Self {
         assert!(index < self.dim(dim), "index {index} of dimension {dim} with size {}", self.dim(dim));
         let mut view = self.remove(dim);
-        view.start = self.start.wrapping_add_signed(index as isize * self.strides[dim]);
+        view.start = self.start.wrapping_add_signed((index as isize).wrapping_mul(self.strides[dim]));
         view
     }
 
@@ -158,7 +160,7 @@ impl View {
         let mut view = *self;
         view.dims[dim] = len;
         if len > 0 {
-            view.start = self.start.wrapping_add_signed(from as isize * self.strides[dim]);
+            view.start = self.start.wrapping_add_signed((from as isize).wrapping_mul(self.strides[dim]));
         }
         view
     }
@@ -264,7 +266,7 @@ impl Row {
 
     /// Index in memory of element `index`, in elements.
     pub(super) fn at(&self, index: usize) -> usize {
-        self.start.wrapping_add_signed(index as isize * self.stride)
+        self.start.wrapping_add_signed((index as isize).wrapping_mul(self.stride))
     }
 
     /// Loads `out.len()` elements from index `from` on.
@@ -273,7 +275,7 @@ impl Row {
     /// If there are not so many.
     pub fn load<L: Lane>(&self, hbm: &Hbm, from: usize, out: &mut [L]) {
         assert!(from + out.len() <= self.len);
-        let start = self.start.wrapping_add_signed(from as isize * self.stride);
+        let start = self.start.wrapping_add_signed((from as isize).wrapping_mul(self.stride));
         with_elem!(self.dtype, E => load_run::<E, L>(hbm.elements(), start, self.stride, out),
             else => unsupported(self.dtype));
     }
@@ -284,7 +286,7 @@ impl Row {
     /// If there are not so many.
     pub fn store<L: Lane>(&self, hbm: &mut Hbm, from: usize, values: &[L]) {
         assert!(from + values.len() <= self.len);
-        let start = self.start.wrapping_add_signed(from as isize * self.stride);
+        let start = self.start.wrapping_add_signed((from as isize).wrapping_mul(self.stride));
         with_elem!(self.dtype, E => store_run::<E, L>(hbm.elements_mut(), start, self.stride, values),
             else => unsupported(self.dtype));
     }

@@ -202,6 +202,157 @@ fn a_column_has_the_same_bits_in_any_matrix() {
     }
 }
 
+/// A case of [`batches_addends_and_vectors_match_a_naive_sum`]: operator, shapes of its tensors, and what it computes.
+struct Case {
+    op: acl_abi::OpId,
+    own: &'static [i64],
+    a: &'static [i64],
+    b: &'static [i64],
+    out: &'static [i64],
+    /// Batches, rows, depth, columns.
+    sizes: [usize; 4],
+}
+
+#[test]
+fn batches_addends_and_vectors_match_a_naive_sum() {
+    use ops::*;
+    let mut noise = Noise::new(8);
+    let case = |op, own, a, b, out, sizes| Case { op, own, a, b, out, sizes };
+    let cases: [Case; 20] = [
+        case(aclnnBatchMatMul, &[], &[3, 4, 6], &[3, 6, 5], &[3, 4, 5], [3, 4, 6, 5]),
+        case(aclnnBatchMatMulWeightNz, &[], &[3, 4, 6], &[3, 6, 5], &[3, 4, 5], [3, 4, 6, 5]),
+        case(aclnnMatmulWeightNz, &[], &[4, 6], &[6, 5], &[4, 5], [1, 4, 6, 5]),
+        case(aclnnBatchMatMul, &[], &[40, 16, 32], &[40, 32, 160], &[40, 16, 160], [40, 16, 32, 160]),
+        case(aclnnBatchMatMul, &[], &[2, 3, 0], &[2, 0, 4], &[2, 3, 4], [2, 3, 0, 4]),
+        case(aclnnMv, &[], &[4, 6], &[6], &[4], [1, 4, 6, 1]),
+        case(aclnnDot, &[], &[6], &[6], &[], [1, 1, 6, 1]),
+        case(aclnnDot, &[], &[0], &[0], &[], [1, 1, 0, 1]),
+        case(aclnnAddmm, &[4, 1], &[4, 6], &[6, 5], &[4, 5], [1, 4, 6, 5]),
+        case(aclnnAddmm, &[5], &[4, 0], &[0, 5], &[4, 5], [1, 4, 0, 5]),
+        case(aclnnInplaceAddmm, &[4, 5], &[4, 6], &[6, 5], &[4, 5], [1, 4, 6, 5]),
+        case(aclnnBaddbmm, &[3, 4, 5], &[3, 4, 6], &[3, 6, 5], &[3, 4, 5], [3, 4, 6, 5]),
+        case(aclnnBaddbmm, &[5], &[3, 4, 6], &[3, 6, 5], &[3, 4, 5], [3, 4, 6, 5]),
+        case(aclnnInplaceBaddbmm, &[3, 4, 5], &[3, 4, 6], &[3, 6, 5], &[3, 4, 5], [3, 4, 6, 5]),
+        case(aclnnAddbmm, &[4, 5], &[3, 4, 6], &[3, 6, 5], &[4, 5], [3, 4, 6, 5]),
+        case(aclnnInplaceAddbmm, &[4, 5], &[3, 4, 6], &[3, 6, 5], &[4, 5], [3, 4, 6, 5]),
+        case(aclnnAddmv, &[4], &[4, 6], &[6], &[4], [1, 4, 6, 1]),
+        case(aclnnAddmv, &[1], &[4, 6], &[6], &[4], [1, 4, 6, 1]),
+        case(aclnnAddr, &[5], &[4], &[5], &[4, 5], [1, 4, 1, 5]),
+        case(aclnnInplaceAddr, &[4, 5], &[4], &[5], &[4, 5], [1, 4, 1, 5]),
+    ];
+    for Case { op, own, a, b, out, sizes: [batches, m, k, n] } in cases {
+        for (dtype, integers) in [
+            (F32, false),
+            (BF16, false),
+            (F16, false),
+            (DataType::F64, false),
+            (DataType::I64, true),
+            (DataType::I32, true),
+        ] {
+            let mut values = |dims: &[i64]| -> Vec<f64> {
+                let all = noise.values(dims.iter().product::<i64>() as usize);
+                all.into_iter().map(|v| if integers { (v * 8.0).trunc() } else { v }).collect()
+            };
+            let (vo, va, vb) = (values(own), values(a), values(b));
+            let mut product: Vec<f64> = (0..batches)
+                .flat_map(|i| naive(&va[i * m * k..][..m * k], &vb[i * k * n..][..k * n], m, k, n))
+                .collect();
+            if matches!(op.name(), "aclnnAddbmm" | "aclnnInplaceAddbmm") {
+                product = (0..m * n).map(|at| product.iter().skip(at).step_by(m * n).sum()).collect();
+            }
+            let mut lab = Lab::with_helpers(1);
+            let (ta, tb) = (lab.tensor_as(dtype, a, &va, Lay::Sliced), lab.tensor_as(dtype, b, &vb, Lay::Reversed));
+            let target = lab.room(dtype, out);
+            let factor = |v: i64| if integers { super::super::testing::whole(v) } else { real(v as f64) };
+            let name = op.name();
+            let adds = name.contains("dd");
+            let inplace = name.contains("Inplace");
+            let mut args = Vec::new();
+            let to = lab.tensor_as(dtype, own, &vo, if inplace { Lay::Reversed } else { Lay::Plain });
+            if adds {
+                args.push(A::T(to));
+            }
+            args.extend([A::T(ta), A::T(tb)]);
+            if adds {
+                let (beta, alpha) = (factor(2), factor(3));
+                args.extend(if name == "aclnnAddmv" { [alpha, beta] } else { [beta, alpha] });
+            }
+            if !inplace {
+                args.push(A::T(target));
+            }
+            if !name.contains("ddr") && name != "aclnnDot" {
+                args.push(A::I(0));
+            }
+            assert_eq!(args.len(), op.signature().params.len(), "{name}");
+            lab.ok(op, &args);
+            // Where the addend lies for element `at` of the result.
+            let columns = if own == [4, 1] { 1 } else { usize::MAX };
+            let term = |at: usize| match columns {
+                1 => vo[at / n],
+                _ => vo[at % vo.len()],
+            };
+            let want: Vec<f64> =
+                product.iter().enumerate().map(|(at, p)| if adds { 2.0 * term(at) + 3.0 * p } else { *p }).collect();
+            let got = lab.read(if inplace { &to } else { &target });
+            let tolerance = if dtype == BF16 {
+                8e-3
+            } else if dtype == F16 {
+                1e-3
+            } else {
+                1e-5
+            };
+            close(&got, &want, tolerance);
+            if integers {
+                assert_eq!(got, want, "{name} {dtype:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn transposed_batches_are_permuted_in_and_out() {
+    let mut noise = Noise::new(9);
+    let mut lab = Lab::new();
+    let (va, vb, vc) = (noise.values(3 * 4 * 6), noise.values(3 * 6 * 5), noise.values(5));
+    // x1 [M, B, K], x2 [B, N, K], out [M, B, N].
+    let a: Vec<f64> = (0..72).map(|at| va[(at / 6 % 3 * 4 + at / 18) * 6 + at % 6]).collect();
+    let b: Vec<f64> = (0..90).map(|at| vb[(at / 30 * 6 + at % 6) * 5 + at / 6 % 5]).collect();
+    let (a, b) = (lab.tensor(F32, &[4, 3, 6], &a), lab.tensor(F32, &[3, 5, 6], &b));
+    let (bias, out) = (lab.tensor(F32, &[5], &vc), lab.room(F32, &[4, 3, 5]));
+    let args = [
+        A::T(a),
+        A::T(b),
+        A::T(bias),
+        A::Null,
+        A::Ints(vec![1, 0, 2]),
+        A::Ints(vec![0, 2, 1]),
+        A::Ints(vec![1, 0, 2]),
+        A::I(0),
+        A::I(1),
+        A::T(out),
+    ];
+    lab.ok(ops::aclnnTransposeBatchMatMul, &args);
+    let products: Vec<f64> = (0..3).flat_map(|i| naive(&va[i * 24..][..24], &vb[i * 30..][..30], 4, 6, 5)).collect();
+    let want: Vec<f64> = (0..60).map(|at| products[(at / 5 % 3 * 4 + at / 15) * 5 + at % 5] + vc[at % 5]).collect();
+    close(&lab.read(&out), &want, 1e-5);
+}
+
+#[test]
+fn a_format_cast_copies_and_the_result_can_be_multiplied() {
+    let mut lab = Lab::new();
+    let values: Vec<f64> = (0..6).map(f64::from).collect();
+    let plain = lab.tensor_as(F32, &[2, 3], &values, Lay::Reversed);
+    let mut private = lab.room(F32, &[2, 3]);
+    private.format = 29;
+    lab.ok(ops::aclnnNpuFormatCast, &[A::T(plain), A::T(private)]);
+    let row = lab.tensor(F32, &[1, 2], &[1.0, 10.0]);
+    let out = lab.room(F32, &[1, 3]);
+    lab.ok(ops::aclnnMatmulWeightNz, &[A::T(row), A::T(private), A::T(out), A::I(0)]);
+    assert_eq!(lab.read(&out), [30.0, 41.0, 52.0]);
+    let narrow = lab.room(F32, &[3]);
+    lab.refused(ops::aclnnNpuFormatCast, &[A::T(plain), A::T(narrow)], "dstTensor: shape [3], want [2, 3]");
+}
+
 #[test]
 fn malformed_products_are_refused() {
     let mut lab = Lab::new();
@@ -218,7 +369,11 @@ fn malformed_products_are_refused() {
     for (op, args, part) in [
         (ops::aclnnMm, vec![a.clone(), b.clone(), c.clone(), A::I(0)], "shapes do not agree: [2, 3] · [4, 5] → [2, 5]"),
         (ops::aclnnMm, vec![batch.clone(), k3.clone(), c.clone(), A::I(0)], "operands must be 2-d"),
-        (ops::aclnnMm, vec![int.clone(), k3.clone(), c.clone(), A::I(0)], "self: element type int32"),
+        (
+            ops::aclnnMm,
+            vec![int.clone(), k3.clone(), c.clone(), A::I(0)],
+            "element types int32 · float32 → float32 do not go together",
+        ),
         (ops::aclnnMatmul, vec![scalar, k3.clone(), c.clone(), A::I(0)], "at least one dimension"),
         (ops::aclnnMatmul, vec![batch.clone(), pair, c.clone(), A::I(0)], "do not broadcast"),
         (ops::aclnnMatmul, vec![batch, k3.clone(), c.clone(), A::I(0)], "shapes do not agree"),

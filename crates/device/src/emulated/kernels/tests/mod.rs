@@ -10,4 +10,5 @@ mod matmul;
 mod norm;
 mod operations;
 mod rotary_and_cache;
+mod softmax;
 mod table;
