@@ -11,6 +11,7 @@
 mod activation;
 mod args;
 mod attention;
+mod batch_norm;
 mod elementwise;
 mod fault;
 mod fill;
@@ -19,6 +20,7 @@ mod gemm;
 mod index;
 mod kv_cache;
 mod lane;
+mod layer_norm;
 mod math;
 mod matmul;
 mod nest;
@@ -116,6 +118,7 @@ pub const FAMILIES: &[Family] = &[
     attention::flash::KERNELS,
     attention::grad::KERNELS,
     attention::infer::KERNELS,
+    batch_norm::KERNELS,
     elementwise::activation::KERNELS,
     elementwise::arithmetic::KERNELS,
     elementwise::compare::KERNELS,
@@ -125,6 +128,7 @@ pub const FAMILIES: &[Family] = &[
     format::KERNELS,
     index::KERNELS,
     kv_cache::KERNELS,
+    layer_norm::KERNELS,
     matmul::KERNELS,
     norm::KERNELS,
     rotary::KERNELS,

@@ -20,8 +20,6 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// `eˣ`.
     fn exp(self) -> Self;
-    /// Natural logarithm.
-    fn ln(self) -> Self;
     /// Sum in a fixed order.
     fn sum(values: &[Self]) -> Self;
     /// Sum of squares in a fixed order.
@@ -41,9 +39,6 @@ impl Real for f32 {
     }
     fn exp(self) -> Self {
         math::exp(self)
-    }
-    fn ln(self) -> Self {
-        self.ln()
     }
     fn sum(values: &[Self]) -> Self {
         math::sum(values)
@@ -68,9 +63,6 @@ impl Real for f64 {
     }
     fn exp(self) -> Self {
         self.exp()
-    }
-    fn ln(self) -> Self {
-        self.ln()
     }
     fn sum(values: &[Self]) -> Self {
         values.iter().sum()

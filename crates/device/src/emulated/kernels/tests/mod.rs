@@ -6,6 +6,7 @@ mod elementwise;
 mod fill;
 mod flash;
 mod index;
+mod layer_norm;
 mod matmul;
 mod norm;
 mod operations;

@@ -79,10 +79,13 @@ fn malformed_norms_are_refused() {
     let x = A::T(lab.room(F32, &[2, 4]));
     let half = A::T(lab.room(F16, &[2, 4]));
     let int = A::T(lab.room(DataType::I32, &[2, 4]));
-    let (gamma, wrong) = (A::T(lab.room(F32, &[4])), A::T(lab.room(F32, &[2, 4])));
+    let (gamma, wrong) = (A::T(lab.room(F32, &[4])), A::T(lab.room(F32, &[4, 2])));
     let rstd = A::T(lab.room(F32, &[3]));
     for (args, part) in [
-        (vec![x.clone(), wrong, A::F(1e-6), x.clone(), A::Null], "gamma: shape [2, 4], want [4]"),
+        (
+            vec![x.clone(), wrong, A::F(1e-6), x.clone(), A::Null],
+            "gamma: shape [4, 2] is not that of the last dimensions of [2, 4]",
+        ),
         (vec![x.clone(), gamma.clone(), A::F(1e-6), gamma.clone(), A::Null], "yOut: shape [4], want [2, 4]"),
         (vec![x.clone(), gamma.clone(), A::F(1e-6), x.clone(), rstd], "rstdOut: shape [3] does not hold 2 rows"),
         (vec![int, gamma.clone(), A::F(1e-6), x.clone(), A::Null], "x: type int32"),
