@@ -184,7 +184,7 @@ impl Norm {
                 *x = *x * *weight;
             }
             if let Some(bias) = biases.get(at) {
-                *x = *x + *bias;
+                *x += *bias;
             }
             if self.silu {
                 *x = *x / (R::from_f64(1.0) + (R::default() - *x).exp());

@@ -64,7 +64,7 @@ pub fn log_softmax_backward(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (dy, out) = along(args, 2, &dy, &out, 0, 3)?;
     with_real!(dy.dtype, R => rows(machine, [&out, &dy, &y], |[dy, y], _| {
         let sum = R::sum(dy);
-        dy.iter_mut().zip(y).for_each(|(dy, y)| *dy = *dy - y.exp() * sum);
+        dy.iter_mut().zip(y).for_each(|(dy, y)| *dy -= y.exp() * sum);
     }))
 }
 
