@@ -18,15 +18,19 @@ pub const KERNELS: Family = &[
     (ops::aclnnInplaceZero, inplace_zero),
 ];
 
-/// `selfRef = 0`. A large contiguous tensor costs no writes: its pages go back to the system and read as zeros.
+/// `selfRef = 0`.
 pub fn inplace_zero(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let out = args.output(0)?;
+    zero(machine, &args.output(0)?)
+}
+
+/// Sets every element to 0. A large contiguous tensor costs no writes: its pages go back to the system and read as zeros.
+pub fn zero(machine: &mut Machine, out: &View) -> Outcome {
     if out.is_contiguous() {
         let size = (out.dtype.bits() / 8) as usize;
         machine.hbm.zero(out.start() * size, out.elements() * size);
         return Ok(());
     }
-    store_all(machine, &out, |_, piece: &mut [i64]| piece.fill(0))
+    store_all(machine, out, |_, piece: &mut [i64]| piece.fill(0))
 }
 
 /// `selfRef = 1`.

@@ -1,35 +1,77 @@
 //! Arithmetic: sums, products, quotients with their roundings, powers, extrema and clamps.
 
 use acl_abi::{DataType, Scalar};
+use half::{bf16, f16};
 
 use super::super::Machine;
 use super::super::args::Args;
 use super::super::fault::{Outcome, ensure};
-use super::super::lane::{Class, class};
+use super::super::lane::{Class, Lane, class};
 use super::number::{Number, Real};
 use super::{Operand, exact, number, number_of, operators, ratio, real};
 
 operators! {
-    exact add => aclnnAdd aclnnAdds aclnnAddV3 aclnnInplaceAdd aclnnInplaceAdds;
+    exact add => aclnnAdd aclnnAdds aclnnAddV3 aclnnInplaceAdd aclnnInplaceAdds aclnnForeachAddList
+        aclnnForeachAddListV2;
+    exact sum => aclnnForeachAddScalar aclnnForeachAddScalarV2 aclnnForeachAddScalarList;
+    exact difference => aclnnForeachSubList aclnnForeachSubListV2;
+    exact minus => aclnnForeachSubScalar aclnnForeachSubScalarV2 aclnnForeachSubScalarList;
     custom sub => aclnnSub aclnnSubs aclnnInplaceSub aclnnInplaceSubs;
     custom rsub => aclnnRsub aclnnRsubs;
-    exact mul => aclnnMul aclnnMuls aclnnInplaceMul aclnnInplaceMuls;
-    ratio div => aclnnDiv aclnnDivs aclnnInplaceDiv aclnnInplaceDivs;
+    exact mul => aclnnMul aclnnMuls aclnnInplaceMul aclnnInplaceMuls aclnnForeachMulList aclnnForeachMulScalar
+        aclnnForeachMulScalarV2 aclnnForeachMulScalarList;
+    ratio div => aclnnDiv aclnnDivs aclnnInplaceDiv aclnnInplaceDivs aclnnForeachDivList aclnnForeachDivScalar
+        aclnnForeachDivScalarV2 aclnnForeachDivScalarList;
     custom div_mode => aclnnDivMod aclnnDivMods aclnnInplaceDivMod aclnnInplaceDivMods;
     number floor_divide => aclnnFloorDivide aclnnFloorDivides aclnnInplaceFloorDivide aclnnInplaceFloorDivides;
     number fmod => aclnnFmodScalar aclnnFmodTensor aclnnInplaceFmodScalar aclnnInplaceFmodTensor;
     number remainder => aclnnRemainderScalarTensor aclnnRemainderTensorScalar aclnnRemainderTensorTensor
         aclnnInplaceRemainderTensorScalar aclnnInplaceRemainderTensorTensor;
-    number maximum => aclnnMaximum aclnnClampMin aclnnClampMinTensor aclnnInplaceClampMinTensor;
-    number minimum => aclnnMinimum aclnnClampMax aclnnClampMaxTensor aclnnInplaceClampMax aclnnInplaceClampMaxTensor;
+    number maximum => aclnnMaximum aclnnClampMin aclnnClampMinTensor aclnnInplaceClampMinTensor aclnnForeachMaximumList
+        aclnnForeachMaximumScalar aclnnForeachMaximumScalarV2 aclnnForeachMaximumScalarList;
+    number minimum => aclnnMinimum aclnnClampMax aclnnClampMaxTensor aclnnInplaceClampMax aclnnInplaceClampMaxTensor
+        aclnnForeachMinimumList aclnnForeachMinimumScalar aclnnForeachMinimumScalarV2 aclnnForeachMinimumScalarList;
     custom clamp => aclnnClamp aclnnClampTensor aclnnHardtanh aclnnInplaceHardtanh;
     custom pow => aclnnPowTensorScalar aclnnPowTensorTensor aclnnPowScalarTensor aclnnInplacePowTensorScalar
-        aclnnInplacePowTensorTensor;
+        aclnnInplacePowTensorTensor aclnnForeachPowList aclnnForeachPowScalar aclnnForeachPowScalarV2
+        aclnnForeachPowScalarList aclnnForeachPowScalarAndTensor;
+    exact add_product => aclnnAddcmul aclnnInplaceAddcmul aclnnForeachAddcmulScalar aclnnForeachAddcmulScalarV2
+        aclnnForeachAddcmulScalarList;
+    ratio add_quotient => aclnnAddcdiv aclnnInplaceAddcdiv aclnnForeachAddcdivScalar aclnnForeachAddcdivScalarV2
+        aclnnForeachAddcdivScalarList;
+    ratio lerp => aclnnLerp aclnnLerps aclnnInplaceLerp aclnnInplaceLerps aclnnForeachLerpList aclnnForeachLerpScalar;
 }
 
 /// `a + alpha·b`.
 pub fn add<T: Number>([a, b, alpha]: [T; 3]) -> T {
     a.plus(alpha.times(b))
+}
+
+fn sum<T: Number>([a, b]: [T; 2]) -> T {
+    a.plus(b)
+}
+
+fn minus<T: Number>([a, b]: [T; 2]) -> T {
+    a.minus(b)
+}
+
+/// `x + value·a·b`.
+fn add_product<T: Number>([x, a, b, value]: [T; 4]) -> T {
+    x.plus(value.times(a).times(b))
+}
+
+/// `x + value·a/b`.
+fn add_quotient<T: Real>([x, a, b, value]: [T; 4]) -> T {
+    x + value * a / b
+}
+
+/// `start + weight·(end − start)`, from the end that is nearer.
+fn lerp<T: Real>([start, end, weight]: [T; 3]) -> T {
+    if Number::abs(weight) < T::real(0.5) {
+        start + weight * (end - start)
+    } else {
+        end - (end - start) * (T::real(1.0) - weight)
+    }
 }
 
 /// `a − alpha·b`.
@@ -98,7 +140,13 @@ fn div_mode(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     match args.int(MODE)? {
         0 => ratio(args, machine, |[a, b, _]| a / b, |[a, b, _]| a / b),
         1 => {
-            let towards_zero = |[a, b, _]: [f32; 3]| a.trunc_div(b);
+            // 16-bit quotients are rounded before their fraction is dropped, as torch does.
+            let half = args.output(if args.is_in_place() { 0 } else { 3 })?.dtype;
+            let towards_zero = |[a, b, _]: [f32; 3]| match half {
+                DataType::BF16 => f32::of(bf16::from_f32(a / b)).trunc(),
+                DataType::F16 => f32::of(f16::from_f32(a / b)).trunc(),
+                _ => (a / b).trunc(),
+            };
             number(args, machine, towards_zero, |[a, b, _]| a.trunc_div(b), |[a, b, _]| a.trunc_div(b))
         }
         2 => {
@@ -135,8 +183,12 @@ fn pow(args: &Args<'_>, machine: &mut Machine) -> Outcome {
         base.pow(exponent)
     }
     let Ok(exponent) = args.scalar(1) else { return number(args, machine, of, of, of) };
+    if args.tensors(0).is_ok_and(|list| list.len() == 0) {
+        return Ok(());
+    }
     let value = exponent.as_f64();
-    let whole = class(args.tensor(0)?.dtype) == Class::Int && class(exponent.dtype) == Class::Int;
+    let base = args.tensor(0).or_else(|_| args.tensors(0)?.next().unwrap_or_else(|| args.tensor(0)))?;
+    let whole = class(base.dtype) == Class::Int && class(exponent.dtype) == Class::Int;
     ensure!(!whole || value >= 0.0, "exponent: integers to the negative power {value} are not integers");
     macro_rules! short {
         ($form:ident, $($f:expr),+) => { $form(args, machine, $($f),+) };

@@ -4,41 +4,42 @@ use super::number::{Number, Real};
 use super::operators;
 
 operators! {
-    number1 Number::abs => aclnnAbs;
-    number1 negative => aclnnNeg;
-    number1 Number::sign => aclnnSign;
+    number1 Number::abs => aclnnAbs aclnnForeachAbs;
+    number1 negative => aclnnNeg aclnnForeachNeg;
+    number1 Number::sign => aclnnSign aclnnForeachSign;
     number1 Number::ceil => aclnnCeil aclnnInplaceCeil;
     number1 Number::floor => aclnnFloor aclnnInplaceFloor;
     number1 Number::round => aclnnRound;
     number1 Number::trunc => aclnnTrunc;
     number1 fraction => aclnnFrac aclnnInplaceFrac;
     real round_decimals => aclnnRoundDecimals aclnnInplaceRoundDecimals;
-    real1 reciprocal => aclnnReciprocal aclnnInplaceReciprocal;
-    real1 Real::sqrt => aclnnSqrt aclnnInplaceSqrt;
+    real1 reciprocal => aclnnReciprocal aclnnInplaceReciprocal aclnnForeachReciprocal;
+    real1 Real::sqrt => aclnnSqrt aclnnInplaceSqrt aclnnForeachSqrt;
     real1 rsqrt => aclnnRsqrt aclnnInplaceRsqrt;
-    real1 Real::exp => aclnnExp aclnnInplaceExp;
+    real1 Real::exp => aclnnExp aclnnInplaceExp aclnnForeachExp;
     real1 exp2 => aclnnExp2 aclnnInplaceExp2;
-    real1 expm1 => aclnnExpm1 aclnnInplaceExpm1;
-    real1 log => aclnnLog aclnnInplaceLog;
-    real1 log10 => aclnnLog10 aclnnInplaceLog10;
-    real1 log1p => aclnnLog1p aclnnInplaceLog1p;
-    real1 log2 => aclnnLog2 aclnnInplaceLog2;
-    real1 cos => aclnnCos aclnnInplaceCos;
-    real1 sin => aclnnSin aclnnInplaceSin;
-    real1 tan => aclnnTan aclnnInplaceTan;
-    real1 acos => aclnnAcos aclnnInplaceAcos;
-    real1 asin => aclnnAsin aclnnInplaceAsin;
-    real1 atan => aclnnAtan aclnnInplaceAtan;
-    real1 cosh => aclnnCosh aclnnInplaceCosh;
-    real1 sinh => aclnnSinh aclnnInplaceSinh;
-    real1 Real::tanh => aclnnTanh aclnnInplaceTanh;
+    real1 expm1 => aclnnExpm1 aclnnInplaceExpm1 aclnnForeachExpm1;
+    real1 log => aclnnLog aclnnInplaceLog aclnnForeachLog;
+    real1 log10 => aclnnLog10 aclnnInplaceLog10 aclnnForeachLog10;
+    real1 log1p => aclnnLog1p aclnnInplaceLog1p aclnnForeachLog1p;
+    real1 log2 => aclnnLog2 aclnnInplaceLog2 aclnnForeachLog2;
+    real1 cos => aclnnCos aclnnInplaceCos aclnnForeachCos;
+    real1 sin => aclnnSin aclnnInplaceSin aclnnForeachSin;
+    real1 tan => aclnnTan aclnnInplaceTan aclnnForeachTan;
+    real1 acos => aclnnAcos aclnnInplaceAcos aclnnForeachAcos;
+    real1 asin => aclnnAsin aclnnInplaceAsin aclnnForeachAsin;
+    real1 atan => aclnnAtan aclnnInplaceAtan aclnnForeachAtan;
+    real1 cosh => aclnnCosh aclnnInplaceCosh aclnnForeachCosh;
+    real1 sinh => aclnnSinh aclnnInplaceSinh aclnnForeachSinh;
+    real1 Real::tanh => aclnnTanh aclnnInplaceTanh aclnnForeachTanh;
     real1 acosh => aclnnAcosh aclnnInplaceAcosh;
     real1 asinh => aclnnAsinh aclnnInplaceAsinh;
     real1 atanh => aclnnAtanh aclnnInplaceAtanh;
-    real1 Real::erf => aclnnErf aclnnInplaceErf;
-    real1 erfc => aclnnErfc aclnnInplaceErfc;
+    real1 Real::erf => aclnnErf aclnnInplaceErf aclnnForeachErf;
+    real1 erfc => aclnnErfc aclnnInplaceErfc aclnnForeachErfc;
     real1 erf_inverse => aclnnErfinv aclnnInplaceErfinv;
     real1 sinc => aclnnSinc aclnnInplaceSinc;
+    number nan_to_num => aclnnNanToNum aclnnInplaceNanToNum;
     real logit => aclnnLogit;
     real atan2 => aclnnAtan2 aclnnInplaceAtan2;
     real log_add_exp => aclnnLogAddExp;
@@ -130,6 +131,19 @@ fn logit<T: Real>([x, eps]: [T; 2]) -> T {
     let x = if x < low { low } else { x };
     let x = if x > high { high } else { x };
     (x / (T::real(1.0) - x)).by(libm::log)
+}
+
+/// `x`, or what stands for NaN and the infinities.
+fn nan_to_num<T: Number>([x, nan, positive, negative]: [T; 4]) -> T {
+    if x.is_nan() {
+        nan
+    } else if x.is_finite() {
+        x
+    } else if x > T::default() {
+        positive
+    } else {
+        negative
+    }
 }
 
 fn atan2<T: Real>([y, x]: [T; 2]) -> T {

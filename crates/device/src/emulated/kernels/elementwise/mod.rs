@@ -12,6 +12,7 @@
 //! | `real`, `real1` | floating point, integers as single precision | floating point |
 //! | `ratio` | the same, scalars unrounded | floating point |
 //! | `test`, `test1` | the lane of the common type | 0 or 1 of any type |
+//! | `real_test` | floating point, integers as double precision | 0 or 1 of any type |
 //! | `bits` | integers and bools | of the common type |
 //!
 //! Operands are converted to the common type first, as torch does (`bfloat16 > 0.3` compares with the bfloat16 next to
@@ -22,9 +23,12 @@ pub mod activation;
 pub mod arithmetic;
 pub mod compare;
 pub mod convert;
+pub mod foreach;
 pub mod functions;
+pub mod gradient;
 mod loops;
 mod number;
+pub mod optimizer;
 mod promote;
 
 pub use convert::copy;
@@ -59,6 +63,7 @@ macro_rules! kernel {
     (real, $function:expr) => { $crate::emulated::kernels::elementwise::kernel!(@2 real, $function) };
     (real1, $function:expr) => { $crate::emulated::kernels::elementwise::kernel!(@2 real1, $function) };
     (ratio, $function:expr) => { $crate::emulated::kernels::elementwise::kernel!(@2 ratio, $function) };
+    (real_test, $function:expr) => { $crate::emulated::kernels::elementwise::kernel!(@2 real_test, $function) };
     (@2 $form:ident, $function:expr) => {
         |args, machine| $crate::emulated::kernels::elementwise::$form(args, machine, $function, $function)
     };
@@ -124,6 +129,7 @@ const EXACT: Rule = Rule { exact: true, ..NUMBER };
 const REAL: Rule = Rule { real: true, ..NUMBER };
 const RATIO: Rule = Rule { exact: true, ..REAL };
 const TEST: Rule = Rule { test: true, ..NUMBER };
+const REAL_TEST: Rule = Rule { real: true, ..TEST };
 
 /// The functions of an operation, one a lane that it has.
 struct Lanes<'a, const N: usize> {
@@ -137,7 +143,7 @@ const PROMOTING: [&str; 9] =
     ["self", "other", "exponent", "scalar", "scalars", "clipValueMin", "clipValueMax", "min", "max"];
 
 /// Names of tensor parameters that do not.
-const CONDITIONS: [&str; 2] = ["condition", "mask"];
+const CONDITIONS: [&str; 3] = ["condition", "mask", "alpha"];
 
 /// Calls `body` with the output and the operands of `args`: once, or once an element of its lists.
 fn each<const N: usize>(
@@ -322,6 +328,8 @@ fn apply<const N: usize>(
     check_shape(name, out, common_shape(operands)?.dims())?;
     let dtype = match common_type(operands, out.dtype) {
         dtype if rule.real && class(dtype) == Class::Int => match out.dtype {
+            // Conditions have no result that the precision would be wasted on.
+            _ if rule.test => DataType::F64,
             DataType::F64 => DataType::F64,
             _ => DataType::F32,
         },
@@ -382,6 +390,8 @@ real_forms! {
     real = REAL;
     /// Arithmetic of real numbers that takes scalars as they are.
     ratio = RATIO;
+    /// A condition of real numbers: 1 where it holds, 0 elsewhere.
+    real_test = REAL_TEST;
 }
 
 /// [`number`] of these operands.

@@ -5,6 +5,8 @@ mod attention_refusals;
 mod elementwise;
 mod fill;
 mod flash;
+mod foreach;
+mod gradient;
 mod index;
 mod layer_norm;
 mod matmul;

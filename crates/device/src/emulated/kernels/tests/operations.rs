@@ -19,13 +19,13 @@ fn same(got: &[f64], want: &[f64], what: &str) {
 }
 
 /// A double as a scalar, which is how torch passes every Python float.
-fn double(value: f64) -> A {
+pub(super) fn double(value: f64) -> A {
     A::S(Scalar { dtype: F64, bits: value.to_bits() })
 }
 
 /// Runs `op` on one row a layout: operands of type `dtype`, output of type `to`.
 #[track_caller]
-fn check(op: OpId, dtype: DataType, to: DataType, operands: &[&[f64]], rest: &[A], want: &[f64]) {
+pub(super) fn check(op: OpId, dtype: DataType, to: DataType, operands: &[&[f64]], rest: &[A], want: &[f64]) {
     for lay in LAYS {
         let mut lab = Lab::new();
         let len = want.len() as i64;
