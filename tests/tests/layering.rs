@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sched", &["acl-abi"]),
     ("session", &["acl-abi", "wire"]),
     ("device", &["acl-abi", "sched"]),
+    ("sim", &["sched", "device"]),
     ("runtime", &["acl-abi", "wire", "sched", "device", "session"]),
     ("stack", &[]),
     ("interposer", &["acl-abi", "wire", "session", "runtime", "device", "sched"]),
@@ -19,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["acl-abi"]),
     ("gateway", &["wire", "sse"]),
     ("loadgen", &["sse"]),
-    ("xtask", &["stack", "sched"]),
+    ("xtask", &["stack", "sched", "sim", "loadgen"]),
     ("system-tests", &["stack"]),
 ];
 

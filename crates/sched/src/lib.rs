@@ -7,6 +7,7 @@
 //! - [`cost`]: FLOP and bytes of an operator from its shapes, and its time on a device profile ([`model`]: the same for
 //!   a whole model step in closed form).
 //! - [`corun`]: how much operators slow each other down when they run side by side.
+//! - [`calls`]: the operators of a decoder step, for whoever needs them without an engine.
 //! - [`phase`]: prefill or decode, from the shapes of the attention operator.
 //! - [`dispatch`]: stream queues, events, synchronisation, hand-over to the device.
 //! - [`policy`]: which ready operator goes next, and which one is held back, why and until when.
@@ -14,13 +15,12 @@
 //! **Invariants:** no clock, no I/O, no threads, no randomness; no iteration over a randomly ordered map, so that equal
 //! inputs give equal outputs; every queue and table has a limit in [`dispatch::Limits`].
 
+pub mod calls;
 pub mod corun;
 pub mod cost;
 pub mod dispatch;
 pub mod phase;
 pub mod policy;
-#[cfg(test)]
-mod test_calls;
 
 pub use corun::CoRun;
 pub use cost::{Demand, OpClass, Profile, Work, model, work};

@@ -109,8 +109,8 @@ impl Classifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::{Batch, Build, attention, mm, step};
     use crate::model::Model;
-    use crate::test_calls::{Batch, Build, attention, mm, step};
     use acl_abi::DataType;
 
     const MODEL: Model = Model { layers: 2, ..Model::QWEN2_5_7B };
@@ -167,7 +167,7 @@ mod tests {
             (Batch::decode(3, 900), Phase::Decode),
             (Batch::decode(5, 900), Phase::Decode),
         ] {
-            for call in step(&MODEL, &batch) {
+            for call in step(&MODEL, &batch, batch.queries.len() as u64) {
                 assert_eq!(classifier.observe(&call), want, "{} of {:?}", call.op.name(), batch.queries);
             }
         }

@@ -19,7 +19,7 @@ mod hbm;
 mod kernels;
 mod mapping;
 mod memory;
-mod model;
+pub mod model;
 mod pool;
 mod worker;
 

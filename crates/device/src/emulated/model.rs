@@ -87,10 +87,25 @@ impl Model {
 
     /// Queues command `id`: it starts at `at`, or when its predecessor on `stream` ends.
     pub fn submit(&mut self, at: Nanos, stream: u32, id: Id, phase: Phase, work: &Work) {
+        let (demand, transfer) = (self.profile.demand(work), work.class == OpClass::Copy);
+        self.queue(at, stream, Queued { id, solo: self.profile.solo(work), demand, phase, transfer });
+    }
+
+    /// Like [`Self::submit`], for a command whose demand and time alone are known already: a simulator weighs a step once, and
+    /// hands several operators over as one. `transfer`: it crosses the host link.
+    pub fn submit_weighed(
+        &mut self,
+        at: Nanos,
+        stream: u32,
+        id: Id,
+        phase: Phase,
+        (demand, solo, transfer): (Demand, Nanos, bool),
+    ) {
+        self.queue(at, stream, Queued { id, solo, demand, phase, transfer });
+    }
+
+    fn queue(&mut self, at: Nanos, stream: u32, command: Queued) {
         self.run_until(at);
-        let demand = self.profile.demand(work);
-        let transfer = work.class == OpClass::Copy;
-        let command = Queued { id, solo: self.profile.solo(work), demand, phase, transfer };
         if let Some(stream) = self.streams.iter_mut().find(|s| s.id == stream) {
             stream.waiting.push_back(command);
             return;

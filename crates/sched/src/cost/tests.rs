@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::*;
-use crate::test_calls::{Batch, Build, attention, mm, step};
+use crate::calls::{Batch, Build, attention, mm, step};
 use acl_abi::{DataType, OpCall, OpId, TensorDesc};
 
 const BF16: DataType = DataType::BF16;
@@ -219,7 +219,7 @@ fn malformed_calls_weigh_something_finite() {
 /// Sums over the operators of one step: FLOP, seconds of cube operators, seconds of vector operators; static cost left out.
 fn sum(profile: &Profile, batch: &Batch) -> (f64, f64, f64) {
     let (mut flops, mut cube, mut vector) = (0.0, 0.0, 0.0);
-    for call in step(&Model::QWEN2_5_7B, batch) {
+    for call in step(&Model::QWEN2_5_7B, batch, batch.queries.len() as u64) {
         let w = work(&call);
         let demand = profile.demand(&w);
         flops += w.cube_flops;

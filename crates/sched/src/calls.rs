@@ -1,10 +1,15 @@
-//! Operator calls of a Qwen2 step with the shapes that unmodified engines send, for the tests of this crate.
+//! Operator calls of a decoder step with the shapes that unmodified engines send.
+//!
+//! For whoever needs a step without an engine: the tests of the cost model and the classifier, and the simulator. A
+//! [`Batch`] says what the step works on; [`step`] lists its operators in the order in which the reference engine launches
+//! them. Addresses are placeholders: nothing here runs, everything here can be weighed ([`crate::work`]) and classified
+//! ([`crate::Classifier`]).
 
 use crate::model::Model;
 use acl_abi::{Arg, DataType, Kind, OpCall, OpId, Scalar, TensorDesc};
 
 /// Builds a call by parameter name; what is not named is absent or zero.
-pub(crate) struct Build {
+pub struct Build {
     name: &'static str,
     set: Vec<(&'static str, Value)>,
 }
@@ -19,6 +24,7 @@ enum Value {
 }
 
 impl Build {
+    /// A call of the operator of this name.
     pub fn new(name: &'static str) -> Self {
         Self { name, set: Vec::new() }
     }
@@ -28,31 +34,41 @@ impl Build {
         self
     }
 
+    /// A contiguous tensor.
     pub fn tensor(self, name: &'static str, dtype: DataType, dims: &[i64]) -> Self {
-        self.set(name, Value::Tensor(TensorDesc::contiguous(0x1000, dtype, dims)))
+        self.set(name, Value::Tensor(TensorDesc::contiguous(PLACEHOLDER, dtype, dims)))
     }
 
+    /// Any tensor.
     pub fn desc(self, name: &'static str, desc: TensorDesc) -> Self {
         self.set(name, Value::Tensor(desc))
     }
 
+    /// A list of contiguous tensors.
     pub fn list(self, name: &'static str, dtype: DataType, dims: &[&[i64]]) -> Self {
-        let tensors = dims.iter().map(|d| TensorDesc::contiguous(0x1000, dtype, d)).collect();
+        let tensors = dims.iter().map(|d| TensorDesc::contiguous(PLACEHOLDER, dtype, d)).collect();
         self.set(name, Value::List(tensors))
     }
 
+    /// An array of integers on the host.
     pub fn ints(self, name: &'static str, ints: &[i64]) -> Self {
         self.set(name, Value::Ints(ints.to_vec()))
     }
 
+    /// An integer.
     pub fn int(self, name: &'static str, int: i64) -> Self {
         self.set(name, Value::Int(int))
     }
 
+    /// A string.
     pub fn str(self, name: &'static str, text: &'static str) -> Self {
         self.set(name, Value::Str(text))
     }
 
+    /// The call.
+    ///
+    /// # Panics
+    /// If there is no such operator, or it has no parameter of a name that was given.
     pub fn call(self) -> OpCall {
         let op = OpId::by_name(self.name).unwrap_or_else(|| panic!("no operator {}", self.name));
         let mut call = OpCall::new(op);
@@ -80,19 +96,31 @@ impl Build {
     }
 }
 
+/// Address that tensors are given.
+const PLACEHOLDER: u64 = 0x1000;
+/// Rows of the rotary tables.
+const POSITIONS: i64 = 32_768;
 const BF16: DataType = DataType::BF16;
 
+/// The weight `[n, k]` as the right operand `[k, n]` of a product.
+fn transposed(k: u64, n: u64) -> TensorDesc {
+    let mut weight = TensorDesc::contiguous(PLACEHOLDER, BF16, &[k as i64, n as i64]);
+    (weight.strides[0], weight.strides[1]) = (1, k as i64);
+    weight
+}
+
 /// `[m, k] · [k, n]` with the weight handed over as the transposed view of `[n, k]`.
-pub(crate) fn mm(m: u64, k: u64, n: u64) -> OpCall {
-    let (m, k, n) = (m as i64, k as i64, n as i64);
-    let mut weight = TensorDesc::contiguous(0x1000, BF16, &[k, n]);
-    (weight.strides[0], weight.strides[1]) = (1, k);
-    Build::new("aclnnMm").tensor("self", BF16, &[m, k]).desc("mat2", weight).tensor("out", BF16, &[m, n]).call()
+pub fn mm(m: u64, k: u64, n: u64) -> OpCall {
+    Build::new("aclnnMm")
+        .tensor("self", BF16, &[m as i64, k as i64])
+        .desc("mat2", transposed(k, n))
+        .tensor("out", BF16, &[m as i64, n as i64])
+        .call()
 }
 
 /// The batch that one step works on.
-#[derive(Clone)]
-pub(crate) struct Batch {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
     /// Query tokens a sequence.
     pub queries: Vec<u64>,
     /// Context a sequence, the queries included.
@@ -102,21 +130,24 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// One whole prompt.
     pub fn prefill(tokens: u64) -> Self {
         Self { queries: vec![tokens], contexts: vec![tokens], paged: false }
     }
 
+    /// One token for each of `batch` sequences with `context` tokens.
     pub fn decode(batch: usize, context: u64) -> Self {
         Self { queries: vec![1; batch], contexts: vec![context; batch], paged: true }
     }
 
+    /// Query tokens of all sequences.
     pub fn tokens(&self) -> u64 {
         self.queries.iter().sum()
     }
 }
 
 /// FusedInferAttentionScoreV3 as vLLM-Ascend calls it (TND, sparse mode 3, compressed mask).
-pub(crate) fn attention(m: &Model, batch: &Batch) -> OpCall {
+pub fn attention(m: &Model, batch: &Batch) -> OpCall {
     let cumulative = |l: &[u64]| {
         let mut sum = 0;
         l.iter().map(|&n| (sum += n as i64, sum).1).collect::<Vec<i64>>()
@@ -152,41 +183,73 @@ pub(crate) fn attention(m: &Model, batch: &Batch) -> OpCall {
     b.call()
 }
 
-/// Every operator of one step, in order, with q, k and v in one product.
-pub(crate) fn step(m: &Model, batch: &Batch) -> Vec<OpCall> {
+/// Every operator of one step of a Qwen2 model, in the order in which the reference engine launches them: q, k and v in
+/// one product with bias, 11 operators a layer. `rows` of the tokens go through the output layer; with none there is no
+/// output layer at all (a piece of a prompt).
+pub fn step(m: &Model, batch: &Batch, rows: u64) -> Vec<OpCall> {
     let t = batch.tokens();
     let (ti, h, f) = (t as i64, m.hidden as i64, m.ffn as i64);
     let (heads, kv, d) = (m.heads as i64, m.kv_heads as i64, m.head_dim as i64);
     let qkv = m.head_dim * (m.heads + 2 * m.kv_heads);
+    let states: &[i64] = &[ti, h];
+    let look_up = |table: &[i64], rows: i64| {
+        Build::new("aclnnIndexSelect")
+            .tensor("self", BF16, table)
+            .tensor("index", DataType::I32, &[rows])
+            .tensor("out", BF16, &[rows, table[1]])
+            .call()
+    };
+    let product = |k: u64, n: u64, rows: u64| {
+        Build::new("aclnnMatmul")
+            .tensor("self", BF16, &[rows as i64, k as i64])
+            .desc("mat2", transposed(k, n))
+            .tensor("out", BF16, &[rows as i64, n as i64])
+            .call()
+    };
+    let rotate = |heads: i64| {
+        Build::new("aclnnRotaryPositionEmbedding")
+            .tensor("x", BF16, &[1, ti, heads, d])
+            .tensor("cos", BF16, &[1, ti, 1, d])
+            .tensor("sin", BF16, &[1, ti, 1, d])
+            .tensor("out", BF16, &[1, ti, heads, d])
+            .call()
+    };
     let add_norm = || {
-        let rows: &[i64] = &[ti, h];
         Build::new("aclnnAddRmsNorm")
-            .tensor("x1", BF16, rows)
-            .tensor("x2", BF16, rows)
+            .tensor("x1", BF16, states)
+            .tensor("x2", BF16, states)
             .tensor("gamma", BF16, &[h])
-            .tensor("yOut", BF16, rows)
+            .tensor("yOut", BF16, states)
             .tensor("rstdOut", DataType::F32, &[ti, 1])
-            .tensor("xOut", BF16, rows)
+            .tensor("xOut", BF16, states)
             .call()
     };
     let mut calls = vec![
         Build::new("aclnnEmbedding")
             .tensor("weight", BF16, &[m.vocab as i64, h])
-            .tensor("indices", DataType::I64, &[ti])
-            .tensor("out", BF16, &[ti, h])
+            .tensor("indices", DataType::I32, &[ti])
+            .tensor("out", BF16, states)
+            .call(),
+        look_up(&[POSITIONS, d], ti),
+        look_up(&[POSITIONS, d], ti),
+        Build::new("aclnnRmsNorm")
+            .tensor("x", BF16, states)
+            .tensor("gamma", BF16, &[h])
+            .tensor("yOut", BF16, states)
+            .tensor("rstdOut", DataType::F32, &[ti, 1])
             .call(),
     ];
     for _ in 0..m.layers {
-        calls.push(add_norm());
-        calls.push(mm(t, m.hidden, qkv));
         calls.push(
-            Build::new("aclnnApplyRotaryPosEmbV2")
-                .tensor("queryRef", BF16, &[1, ti, heads, d])
-                .tensor("keyRef", BF16, &[1, ti, kv, d])
-                .tensor("cos", BF16, &[1, ti, 1, d])
-                .tensor("sin", BF16, &[1, ti, 1, d])
+            Build::new("aclnnAddmm")
+                .tensor("self", BF16, &[qkv as i64])
+                .tensor("mat1", BF16, states)
+                .desc("mat2", transposed(m.hidden, qkv))
+                .tensor("out", BF16, &[ti, qkv as i64])
                 .call(),
         );
+        calls.push(rotate(heads));
+        calls.push(rotate(kv));
         calls.push(
             Build::new("aclnnScatterPaKvCache")
                 .tensor("key", BF16, &[ti, kv, d])
@@ -197,9 +260,9 @@ pub(crate) fn step(m: &Model, batch: &Batch) -> Vec<OpCall> {
                 .call(),
         );
         calls.push(attention(m, batch));
-        calls.push(mm(t, m.heads * m.head_dim, m.hidden));
+        calls.push(product(m.heads * m.head_dim, m.hidden, t));
         calls.push(add_norm());
-        calls.push(mm(t, m.hidden, 2 * m.ffn));
+        calls.push(product(m.hidden, 2 * m.ffn, t));
         calls.push(
             Build::new("aclnnSwiGlu")
                 .tensor("x", BF16, &[ti, 2 * f])
@@ -207,23 +270,21 @@ pub(crate) fn step(m: &Model, batch: &Batch) -> Vec<OpCall> {
                 .tensor("out", BF16, &[ti, f])
                 .call(),
         );
-        calls.push(mm(t, m.ffn, m.hidden));
+        calls.push(product(m.ffn, m.hidden, t));
+        calls.push(add_norm());
     }
-    calls.push(add_norm());
-    let b = batch.queries.len() as u64;
-    calls.push(
-        Build::new("aclnnIndexSelect")
-            .tensor("self", BF16, &[ti, h])
-            .tensor("index", DataType::I64, &[b as i64])
-            .tensor("out", BF16, &[b as i64, h])
-            .call(),
-    );
-    calls.push(mm(b, m.hidden, m.vocab));
+    if rows == 0 {
+        return calls;
+    }
+    if rows < t {
+        calls.push(look_up(&[ti, h], rows as i64));
+    }
+    calls.push(product(m.hidden, m.vocab, rows));
     calls.push(
         Build::new("aclnnArgMax")
-            .tensor("self", BF16, &[b as i64, m.vocab as i64])
+            .tensor("self", BF16, &[rows as i64, m.vocab as i64])
             .int("dim", -1)
-            .tensor("out", DataType::I64, &[b as i64])
+            .tensor("out", DataType::I64, &[rows as i64])
             .call(),
     );
     calls
