@@ -8,10 +8,10 @@
 //! because an engine must give a request the same tokens whatever runs beside it: a row of a product ([`gemm`]) and a row
 //! of attention ([`attention`]) have the same bits in any batch.
 
-mod activation;
 mod args;
 mod attention;
 mod batch_norm;
+mod class_loss;
 mod elementwise;
 mod fault;
 mod fill;
@@ -21,6 +21,7 @@ mod index;
 mod kv_cache;
 mod lane;
 mod layer_norm;
+mod loss;
 mod math;
 mod matmul;
 mod nest;
@@ -29,6 +30,7 @@ mod product;
 mod real;
 mod rotary;
 mod softmax;
+mod swi_glu;
 mod view;
 
 #[cfg(test)]
@@ -114,11 +116,11 @@ pub type Family = &'static [(OpId, Kernel)];
 
 /// Every operator that this device computes, by family: each file lists its own.
 pub const FAMILIES: &[Family] = &[
-    activation::KERNELS,
     attention::flash::KERNELS,
     attention::grad::KERNELS,
     attention::infer::KERNELS,
     batch_norm::KERNELS,
+    class_loss::KERNELS,
     elementwise::activation::KERNELS,
     elementwise::arithmetic::KERNELS,
     elementwise::compare::KERNELS,
@@ -132,10 +134,12 @@ pub const FAMILIES: &[Family] = &[
     index::KERNELS,
     kv_cache::KERNELS,
     layer_norm::KERNELS,
+    loss::KERNELS,
     matmul::KERNELS,
     norm::KERNELS,
     rotary::KERNELS,
     softmax::KERNELS,
+    swi_glu::KERNELS,
 ];
 
 /// Every operator that this device computes.

@@ -12,12 +12,13 @@ use super::fault::{Fault, Outcome, ensure};
 use super::lane::{self, Class, class};
 use super::nest::lines;
 use super::view::View;
-use super::{Machine, sized};
+use super::{Machine, real, sized};
 
 /// Operators of this file.
 pub const KERNELS: Family = &[
     (ops::aclnnApplyRotaryPosEmbV2, apply_rotary_pos_emb_v2),
     (ops::aclnnRotaryPositionEmbedding, rotary_position_embedding),
+    (ops::aclnnRotaryPositionEmbeddingGrad, rotary_position_embedding_grad),
 ];
 
 /// Which elements form a pair.
@@ -124,4 +125,84 @@ fn rotate(machine: &mut Machine, out: &View, x: &View, cos: &View, sin: &View, p
     });
     machine.scratch.operand = buffer;
     outcome.map_err(|f| f.about("cos, sin"))
+}
+
+/// `dy cos sin x mode → dx dcos dsin`; the tables' gradients are sums over what they broadcast to, and are written where
+/// `x` is given.
+pub fn rotary_position_embedding_grad(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (dy, cos, sin, x) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.optional(3)?);
+    let pairs = match args.int(4)? {
+        0 => Pairs::Half,
+        1 => Pairs::Interleave,
+        mode => return Err(Fault::new(format!("mode: {mode} is not supported (0 half, 1 interleave)"))),
+    };
+    let dx = args.output(5)?;
+    for (position, view) in [(0, &dy), (1, &cos), (2, &sin), (5, &dx)] {
+        real::float(view, args.name(position))?;
+    }
+    real::shaped(&dx, dy.dims(), "dxOut")?;
+    ensure!(dy.ndim() >= 1 && cos.dims() == sin.dims(), "cos, sin: shapes {:?}, {:?}", cos.dims(), sin.dims());
+    let width = dy.dim(dy.ndim() - 1);
+    ensure!(width.is_multiple_of(2), "dy: width {width} is odd");
+    let slopes: Vec<f64> = real::read(machine, &dy)?;
+    let coss: Vec<f64> = real::read_as(machine, &cos, dy.dims()).map_err(|f| f.about("cos"))?;
+    let sins: Vec<f64> = real::read_as(machine, &sin, dy.dims()).map_err(|f| f.about("sin"))?;
+    // Element `partner(i)` appears in result `i` with this sign.
+    let partner = |i: usize| -> (usize, f64) {
+        let (row, i) = (i / width * width, i % width);
+        match pairs {
+            Pairs::Half if i < width / 2 => (row + i + width / 2, -1.0),
+            Pairs::Half => (row + i - width / 2, 1.0),
+            Pairs::Interleave if i % 2 == 0 => (row + i + 1, -1.0),
+            Pairs::Interleave => (row + i - 1, 1.0),
+        }
+    };
+    let mut gradients = vec![0.0; slopes.len()];
+    for (i, slope) in slopes.iter().enumerate() {
+        let (other, sign) = partner(i);
+        gradients[i] += slope * coss[i];
+        gradients[other] += slope * sign * sins[i];
+    }
+    if let Some(x) = &x {
+        real::shaped(x, dy.dims(), "xOptional")?;
+        real::float(x, "xOptional")?;
+        let xs: Vec<f64> = real::read(machine, x)?;
+        let of_cos = |i: usize| slopes[i] * xs[i];
+        let of_sin = |i: usize| {
+            let (other, sign) = partner(i);
+            slopes[i] * sign * xs[other]
+        };
+        table_gradient(args, machine, 6, &cos, dy.dims(), &of_cos)?;
+        table_gradient(args, machine, 7, &sin, dy.dims(), &of_sin)?;
+    }
+    real::write(machine, &dx, &gradients)
+}
+
+/// Sums `of(i)` over the elements `i` of shape `dims` that an element of a table broadcasts to.
+fn table_gradient(
+    args: &Args<'_>,
+    machine: &mut Machine,
+    position: usize,
+    table: &View,
+    dims: &[usize],
+    of: &dyn Fn(usize) -> f64,
+) -> Outcome {
+    let Some(out) = args.optional_output(position)? else { return Ok(()) };
+    real::shaped(&out, table.dims(), args.name(position))?;
+    real::float(&out, args.name(position))?;
+    let mut sums = vec![0.0; table.elements()];
+    let missing = dims.len() - table.ndim();
+    for i in 0..dims.iter().product() {
+        let (mut rest, mut at, mut step) = (i, 0, 1);
+        for dim in (0..dims.len()).rev() {
+            let index = rest % dims[dim];
+            rest /= dims[dim];
+            if let Some(own) = dim.checked_sub(missing) {
+                at += if table.dim(own) == 1 { 0 } else { index } * step;
+                step *= table.dim(own);
+            }
+        }
+        sums[at] += of(i);
+    }
+    real::write(machine, &out, &sums)
 }

@@ -9,6 +9,7 @@ mod foreach;
 mod gradient;
 mod index;
 mod layer_norm;
+mod loss;
 mod matmul;
 mod norm;
 mod operations;
