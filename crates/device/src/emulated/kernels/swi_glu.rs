@@ -23,7 +23,7 @@ fn halves(args: &Args<'_>, position: usize, whole: &View, half: &View, half_name
     ensure!(whole.ndim() > 0, "x: at least one dimension is required");
     let dim = args.dim(position, whole.ndim())?;
     let size = whole.dim(dim);
-    ensure!(size % 2 == 0, "x: size {size} of dimension {dim} is odd");
+    ensure!(size.is_multiple_of(2), "x: size {size} of dimension {dim} is odd");
     let fits = half.ndim() == whole.ndim()
         && (0..whole.ndim()).all(|d| half.dim(d) == if d == dim { size / 2 } else { whole.dim(d) });
     ensure!(fits, "{half_name}: shape {:?} is not half of {:?} along dimension {dim}", half.dims(), whole.dims());
