@@ -139,6 +139,13 @@ impl<T: Copy> In<T> {
     }
 }
 
+impl<T> From<*const T> for In<T> {
+    /// For a list that a structure of the caller's points to, under the same contract.
+    fn from(pointer: *const T) -> Self {
+        Self(pointer)
+    }
+}
+
 /// A NUL-terminated string, or null.
 #[repr(transparent)]
 pub struct Text(*const c_char);

@@ -21,6 +21,7 @@ use wire::{HostSource, INLINE_COPY_BYTES_MAX, Record};
 use crate::abi::Opaque;
 use crate::error::Failure;
 use crate::link::Link;
+use crate::peers::copy_across;
 use crate::process::Process;
 use crate::stream::Stream;
 
@@ -98,9 +99,12 @@ pub fn copy(
             check_stream(stream, &link)?;
             to_host(&link, dst.cast(), src.addr() as u64, len, stream)
         }
-        (Way::DeviceToDevice, Some(to), Some(from)) => {
+        (Way::DeviceToDevice, Some(to), Some(from)) if !Arc::ptr_eq(&to, &from) => {
+            copy_across((&to, dst.addr() as u64), (&from, src.addr() as u64), len as u64, stream)
+        }
+        (Way::DeviceToDevice, Some(to), Some(_)) => {
             check_stream(stream, &to)?;
-            within_device(&to, &from, dst.addr() as u64, src.addr() as u64, len as u64, stream)
+            within_device(&to, dst.addr() as u64, src.addr() as u64, len as u64, stream)
         }
         _ => {
             if let Some(stream) = stream {
@@ -150,7 +154,17 @@ fn send<'a>(
     answer
 }
 
-fn to_device(link: &Link, dst: u64, src: *const u8, len: usize, stream: Option<&Stream>) -> Result<(), Failure> {
+/// Copies `len` bytes of host memory to the device: in `stream`, or at once.
+///
+/// # Errors
+/// As [`copy`].
+pub(crate) fn to_device(
+    link: &Link,
+    dst: u64,
+    src: *const u8,
+    len: usize,
+    stream: Option<&Stream>,
+) -> Result<(), Failure> {
     link.check_range("dst", dst, len as u64)?;
     let wait = stream.is_none();
     if let Some(range) = link.client.pinned_range(src, len as u64) {
@@ -181,7 +195,11 @@ fn to_device(link: &Link, dst: u64, src: *const u8, len: usize, stream: Option<&
     Ok(())
 }
 
-fn to_host(link: &Link, dst: *mut u8, src: u64, len: usize, stream: Option<&Stream>) -> Result<(), Failure> {
+/// Copies `len` bytes of the device to host memory: in `stream`, or at once.
+///
+/// # Errors
+/// As [`copy`].
+pub(crate) fn to_host(link: &Link, dst: *mut u8, src: u64, len: usize, stream: Option<&Stream>) -> Result<(), Failure> {
     link.check_range("src", src, len as u64)?;
     if let Some(range) = link.client.pinned_range(dst, len as u64) {
         return send(link, stream, stream.is_none(), |stream, reply| Record::CopyOut {
@@ -216,18 +234,7 @@ fn to_host(link: &Link, dst: *mut u8, src: u64, len: usize, stream: Option<&Stre
     Ok(())
 }
 
-fn within_device(
-    to: &Arc<Link>,
-    from: &Arc<Link>,
-    dst: u64,
-    src: u64,
-    len: u64,
-    stream: Option<&Stream>,
-) -> Result<(), Failure> {
-    if !Arc::ptr_eq(to, from) {
-        let text = format!("copies from device {} to device {} are not supported yet", from.device, to.device);
-        return Err(Failure::unsupported(text));
-    }
+fn within_device(to: &Arc<Link>, dst: u64, src: u64, len: u64, stream: Option<&Stream>) -> Result<(), Failure> {
     to.check_range("dst", dst, len)?;
     to.check_range("src", src, len)?;
     send(to, stream, stream.is_none(), |stream, reply| Record::CopyDevice { dst, src, len, stream, reply })

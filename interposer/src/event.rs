@@ -69,12 +69,15 @@ impl Event {
         Ok(())
     }
 
-    /// Makes `stream` wait for the event.
+    /// Makes `stream` wait for the event. Devices do not see each other's events, so for another device's stream this
+    /// process waits: what it posts to the stream from here on comes after the event.
     ///
     /// # Errors
-    /// Another device's stream; device lost.
+    /// Device lost; for another device's stream, the first error of the operators before the event.
     pub fn make_wait(&self, stream: &Stream) -> Result<(), Failure> {
-        self.same_device(stream)?;
+        if !Arc::ptr_eq(&self.link, &stream.link) {
+            return self.synchronise();
+        }
         stream.post(&Record::StreamWaitEvent { stream: stream.id, event: self.id })
     }
 

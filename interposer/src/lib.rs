@@ -41,6 +41,7 @@ pub mod lines;
 pub mod link;
 pub mod log;
 pub mod objects;
+pub mod peers;
 pub mod process;
 pub mod settings;
 pub mod space;

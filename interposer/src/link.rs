@@ -393,6 +393,15 @@ impl Link {
         let [free, total, ..] = self.call(|reply| Record::MemInfo { reply })?;
         Ok((free, total))
     }
+
+    /// Bytes of device memory that this session holds, and the most it held at once.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn memory_held(&self) -> Result<(u64, u64), Failure> {
+        let [_, _, held, peak] = self.call(|reply| Record::MemInfo { reply })?;
+        Ok((held, peak))
+    }
 }
 
 /// Bytes that an allocation of `size` really has: CANN pads by 32 and aligns, and clients copy whole padded tensors.

@@ -25,6 +25,7 @@ use crate::host::HostBlocks;
 use crate::link::Link;
 use crate::log::log;
 use crate::objects::Objects;
+use crate::peers::Peers;
 use crate::settings::Settings;
 use crate::stream::Stream;
 
@@ -74,6 +75,8 @@ pub struct Process {
     pub physical: Table<Option<Physical>>,
     /// Contexts.
     pub contexts: Table<Context>,
+    /// Which device was allowed to reach which.
+    pub peers: Peers,
     /// Host memory that did not fit into an arena.
     pub host: HostBlocks,
     /// Options that are only kept and given back.
@@ -159,6 +162,7 @@ impl Process {
             events: Table::new(Kind::Event, id),
             physical: Table::new(Kind::Physical, id),
             contexts: Table::new(Kind::Context, id),
+            peers: Peers::default(),
             host: HostBlocks::default(),
             settings: Settings::default(),
         }

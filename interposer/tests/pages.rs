@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Acl, D2H, F32, H2D, NULL, Ptr, direct};
+use std::sync::MutexGuard;
+
+use common::{Acl, D2H, F32, H2D, NULL, Ptr, alone};
 
 const PARAM: i32 = 107_000;
 const INVALID_HANDLE: i32 = 107_017;
@@ -28,6 +30,7 @@ static HBM: Prop = Prop { handle_type: 0, allocation_type: 0, attribute: 4, id: 
 #[allow(non_snake_case)]
 struct Pages {
     acl: &'static Acl,
+    _alone: MutexGuard<'static, ()>,
     aclrtReserveMemAddress: extern "C" fn(*mut Ptr, usize, usize, Ptr, u64) -> i32,
     aclrtReleaseMemAddress: extern "C" fn(Ptr) -> i32,
     aclrtMallocPhysical: extern "C" fn(*mut Ptr, usize, *const Prop, u64) -> i32,
@@ -37,7 +40,7 @@ struct Pages {
 }
 
 fn pages() -> Pages {
-    let acl = direct();
+    let (acl, alone) = alone();
     Pages {
         aclrtReserveMemAddress: acl.function("aclrtReserveMemAddress"),
         aclrtReleaseMemAddress: acl.function("aclrtReleaseMemAddress"),
@@ -46,6 +49,7 @@ fn pages() -> Pages {
         aclrtMapMem: acl.function("aclrtMapMem"),
         aclrtUnmapMem: acl.function("aclrtUnmapMem"),
         acl,
+        _alone: alone,
     }
 }
 

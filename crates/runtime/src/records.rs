@@ -150,9 +150,10 @@ impl Core {
             Record::MemInfo { reply } => {
                 let memory = self.device.memory();
                 let limit = self.limits.session_memory_bytes_max;
-                let held = self.tenant(session).0.space.held_bytes();
+                let space = self.space(session);
+                let (held, peak) = (space.held_bytes(), space.peak_bytes());
                 let (total, free) = (memory.total.min(limit), memory.free.min(limit.saturating_sub(held)));
-                self.answer(session, reply, Ok(Reply { payload: [free, total, 0, 0], ..Reply::ok() }));
+                self.answer(session, reply, Ok(Reply { payload: [free, total, held, peak], ..Reply::ok() }));
             }
             Record::Hint(hint) => {
                 self.hints_total += 1;

@@ -144,23 +144,92 @@ pub extern "C" fn aclrtDeviceGetUuid(deviceId: i32, uuid: Out<Uuid>) -> i32 {
     })
 }
 
-/// Virtual NPUs do not reach each other's memory.
+fn two_devices(device: i32, peer: i32) -> Result<(u32, u32), Failure> {
+    let process = process();
+    Ok((process.check_device(i64::from(device))?, process.check_device(i64::from(peer))?))
+}
+
+/// Devices of one process reach each other by copies; a device is not its own peer.
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtDeviceCanAccessPeer(canAccessPeer: Out<i32>, deviceId: i32, peerDeviceId: i32) -> i32 {
     status("aclrtDeviceCanAccessPeer", || {
-        let process = process();
-        process.check_device(i64::from(deviceId))?;
-        process.check_device(i64::from(peerDeviceId))?;
-        canAccessPeer.set("canAccessPeer", 0)
+        let (device, peer) = two_devices(deviceId, peerDeviceId)?;
+        canAccessPeer.set("canAccessPeer", i32::from(device != peer))
     })
 }
 
-/// Refused: see [`aclrtDeviceCanAccessPeer`].
+/// The peer as seen from the thread's device.
+fn pair(peer: i32) -> Result<(u32, u32), Failure> {
+    let process = process();
+    let (device, peer) = (process.current_device()?, process.check_device(i64::from(peer))?);
+    if device == peer {
+        return Err(Failure::invalid(format!("parameter peerDeviceId: {peer} is the thread's own device")));
+    }
+    Ok((device, peer))
+}
+
+/// Notes that the thread's device may reach the peer. Copies between devices of one process work either way.
 #[unsafe(no_mangle)]
-pub extern "C" fn aclrtDeviceEnablePeerAccess(peerDeviceId: i32, _flags: u32) -> i32 {
+pub extern "C" fn aclrtDeviceEnablePeerAccess(peerDeviceId: i32, flags: u32) -> i32 {
     status("aclrtDeviceEnablePeerAccess", || {
-        let device = process().check_device(i64::from(peerDeviceId))?;
-        Err(Failure::unsupported(format!("device {device} cannot be reached from another virtual NPU")))
+        if flags != 0 {
+            return Err(Failure::invalid(format!("parameter flags: {flags}, want 0")));
+        }
+        let (device, peer) = pair(peerDeviceId)?;
+        process().peers.allow(device, peer);
+        Ok(())
+    })
+}
+
+/// Takes [`aclrtDeviceEnablePeerAccess`] back.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtDeviceDisablePeerAccess(peerDeviceId: i32) -> i32 {
+    status("aclrtDeviceDisablePeerAccess", || {
+        let (device, peer) = pair(peerDeviceId)?;
+        if process().peers.forbid(device, peer) {
+            return Ok(());
+        }
+        Err(Failure::invalid(format!("parameter peerDeviceId: device {device} was not allowed to reach device {peer}")))
+    })
+}
+
+/// Whether [`aclrtDeviceEnablePeerAccess`] was called for the pair.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtDevicePeerAccessStatus(deviceId: i32, peerDeviceId: i32, status: Out<i32>) -> i32 {
+    crate::entry::status("aclrtDevicePeerAccessStatus", || {
+        let (device, peer) = two_devices(deviceId, peerDeviceId)?;
+        status.set("status", i32::from(process().peers.is_allowed(device, peer)))
+    })
+}
+
+/// `aclrtMemUsageInfo`.
+#[repr(C)]
+pub struct MemUsageInfo {
+    name: [u8; 32],
+    current: u64,
+    peak: u64,
+    reserved: [usize; 8],
+}
+
+/// What this process holds on the device: one entry, as neighbours are nobody's business.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtGetMemUsageInfo(
+    deviceId: i32,
+    memUsageInfo: Out<MemUsageInfo>,
+    inputNum: usize,
+    outputNum: Out<usize>,
+) -> i32 {
+    status("aclrtGetMemUsageInfo", || {
+        outputNum.check("outputNum")?;
+        if inputNum == 0 {
+            return Err(Failure::invalid("parameter inputNum: room for no entry"));
+        }
+        let process = process();
+        let (current, peak) = process.link(process.check_device(i64::from(deviceId))?)?.memory_held()?;
+        let mut name = [0; 32];
+        name[..12].copy_from_slice(b"this process");
+        memUsageInfo.set("memUsageInfo", MemUsageInfo { name, current, peak, reserved: [0; 8] })?;
+        outputNum.set("outputNum", 1)
     })
 }
 

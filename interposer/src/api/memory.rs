@@ -2,7 +2,7 @@
 
 use acl_abi::values as acl;
 
-use crate::abi::{Opaque, Out};
+use crate::abi::{In, Opaque, Out};
 use crate::copy::{copy, set};
 use crate::entry::status;
 use crate::error::Failure;
@@ -33,6 +33,54 @@ pub extern "C" fn aclrtMallocAlign32(devPtr: Out<Opaque>, size: usize, _policy: 
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtMallocCached(devPtr: Out<Opaque>, size: usize, _policy: i32) -> i32 {
     status("aclrtMallocCached", || malloc(devPtr, size))
+}
+
+/// `aclrtMallocAttribute`: the value is a union, of which the low half holds every kind.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MallocAttribute {
+    attr: i32,
+    value: [u32; 2],
+}
+
+/// `aclrtMallocConfig`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MallocConfig {
+    attrs: *const MallocAttribute,
+    count: usize,
+}
+
+/// Most attributes of a `aclrtMallocConfig`: there are four kinds.
+const MALLOC_ATTRIBUTES_MAX: usize = 16;
+
+fn malloc_with(devPtr: Out<Opaque>, size: usize, cfg: In<MallocConfig>) -> Result<(), Failure> {
+    if cfg.is_null() {
+        return malloc(devPtr, size);
+    }
+    let cfg = cfg.get("cfg")?;
+    if cfg.count > MALLOC_ATTRIBUTES_MAX {
+        return Err(Failure::invalid(format!("parameter cfg: {} attributes", cfg.count)));
+    }
+    let mut attributes = Vec::new();
+    In::from(cfg.attrs).append_to("cfg", cfg.count, &mut attributes)?;
+    for attribute in attributes {
+        match attribute.attr {
+            // Whose memory it is called in a profile.
+            acl::ACL_RT_MEM_ATTR_RSV | acl::ACL_RT_MEM_ATTR_MODULE_ID => {}
+            acl::ACL_RT_MEM_ATTR_DEVICE_ID if process().current_device()? == attribute.value[0] => {}
+            other => {
+                return Err(Failure::unsupported(format!("parameter cfg: attribute {other} = {}", attribute.value[0])));
+            }
+        }
+    }
+    malloc(devPtr, size)
+}
+
+/// As [`aclrtMalloc`]. Attributes may name a module and the thread's own device.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtMallocWithCfg(devPtr: Out<Opaque>, size: usize, _policy: i32, cfg: In<MallocConfig>) -> i32 {
+    status("aclrtMallocWithCfg", || malloc_with(devPtr, size, cfg))
 }
 
 fn free(devPtr: Opaque) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 //! What a parameter means is said once, in the AscendCL reference; the comments here say what is particular to a virtual NPU.
 #![allow(non_snake_case)]
 
+pub mod batch;
 pub mod context;
 pub mod descriptors;
 pub mod device;

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub type Ptr = *mut c_void;
 pub const NULL: Ptr = std::ptr::null_mut();
@@ -161,6 +161,12 @@ pub fn direct() -> &'static Acl {
     let acl = load(&[("VNPU_MODE", "direct"), ("VNPU_DEVICE", "Ascend910B3:functional:hbm=1")]);
     acl.ok((acl.aclrtSetDevice)(0));
     acl
+}
+
+/// [`direct`], for tests that take turns: an operator's error may be reported to any thread that synchronises.
+pub fn alone() -> (&'static Acl, MutexGuard<'static, ()>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    (direct(), TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// `call!(out: T => (acl.function)(out, …))`: the value of an output parameter of a call that must work.
