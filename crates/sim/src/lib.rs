@@ -9,10 +9,11 @@
 //! - [`bound`]: what no time-sharing schedule exceeds, and a clairvoyant schedule that obeys the same TPOT target.
 //! - [`report`]: the figures of a run.
 //!
-//! **Exactness.** Operators are the unit, as in the daemon. Two things make long runs affordable. While a stream is alone on
-//! its device and nothing can arrive before its step ends, no decision can depend on the operators in between, and the
-//! step is handed over as one. Elsewhere neighbouring operators are merged up to [`world::Setup::grain`] of time alone;
-//! `tests/grain.rs` holds the error of that against single operators to 1 %.
+//! **Exactness.** Operators are the unit, as in the daemon; one costs about a microsecond of host time. What makes long runs
+//! affordable: while a stream is alone on its device and nothing can arrive before its step ends, no decision can depend on
+//! the operators in between, and the step is handed over as one. `tests/virtual_time.rs` holds the error of that to 1 %.
+//! Merging neighbours anywhere else is not done: runs of 0.3 ms already moved TTFT by 2 % at ω = 1, because operators
+//! that are bound by different resources overlap better one by one than as their mean.
 //!
 //! **Invariants:** no clock, no I/O, no threads, no randomness; the same setup and requests give the same answer, bit for
 //! bit.

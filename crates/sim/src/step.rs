@@ -41,17 +41,6 @@ impl Op {
     }
 }
 
-/// Merges neighbours while the run stays within `grain` of time alone.
-pub fn coarsen(ops: &mut Vec<Op>, grain: Nanos) {
-    ops.dedup_by(|next, run| {
-        let fits = run.solo + next.solo <= grain;
-        if fits {
-            *run = run.then(*next);
-        }
-        fits
-    });
-}
-
 /// All of `ops` as one.
 pub fn whole(ops: &[Op]) -> Op {
     let mut all = ops[0];
@@ -143,20 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn coarsening_keeps_time_and_demand() {
+    fn a_whole_step_keeps_time_and_demand() {
         let mut weigher = Weigher::new(Model::QWEN2_5_7B, Profile::A910B3);
         let ops = weigher.step(&Batch::decode(8, 1000), 8);
         let all = whole(&ops);
-        let mut coarse = ops.clone();
-        coarsen(&mut coarse, 400_000);
-        assert!(coarse.len() < ops.len() / 4, "{} of {}", coarse.len(), ops.len());
-        let again = whole(&coarse);
-        assert_eq!(again.solo, all.solo);
-        assert!((again.demand.hbm / all.demand.hbm - 1.0).abs() < 1e-12);
-        let longest = ops.iter().map(|o| o.solo).max().unwrap();
-        assert!(coarse.iter().all(|o| o.solo <= longest.max(400_000)));
-        let mut same = ops.clone();
-        coarsen(&mut same, 0);
-        assert_eq!(same, ops);
+        assert_eq!(all.solo, ops.iter().map(|op| op.solo).sum::<Nanos>());
+        let hbm: f64 = ops.iter().map(|op| op.demand.hbm).sum();
+        assert!((all.demand.hbm / hbm - 1.0).abs() < 1e-12 && all.count as usize == ops.len() && !all.transfer);
     }
 }

@@ -12,7 +12,7 @@ use sched::model::Model;
 use sched::{Action, CoRun, Dispatcher, Item, Limits, Nanos, Phase, PolicyConfig, Profile, SessionParams, StreamKey};
 
 use crate::engine::{Engine, EngineConfig, Mode, Plan};
-use crate::step::{Op, Weigher, coarsen, whole};
+use crate::step::{Op, Weigher, whole};
 use crate::{Outcome, Request};
 
 /// What an engine's host costs.
@@ -64,8 +64,6 @@ pub struct Setup {
     pub engines: Vec<Placement>,
     /// What every host costs.
     pub host: Host,
-    /// Neighbouring operators are merged up to this much time alone; 0: none are.
-    pub grain: Nanos,
     /// Hand a step over as one operator while nothing else can want the device before it ends.
     pub merge_alone: bool,
     /// A gateway sends hints.
@@ -83,7 +81,6 @@ impl Setup {
             devices: 1,
             engines: vec![Placement { engine, prefill: 0, decode: 0, session: SessionParams::default() }],
             host: Host::REFERENCE,
-            grain: 0,
             merge_alone: true,
             hints: true,
         }
@@ -370,8 +367,6 @@ impl<'a> World<'a> {
             let ends =
                 ops.iter().zip(0..).fold(now, |end, (op, i)| end.max(now + i * self.setup.host.launch) + op.solo);
             ops = vec![Op { solo: ends - now, ..whole(&ops) }];
-        } else {
-            coarsen(&mut ops, self.setup.grain);
         }
         let state = &mut self.lanes[lane];
         state.phase = match state.role {
