@@ -125,3 +125,26 @@ fn bad_requests() {
     let (status, _) = path.gateway.http.send("GET", "/v1/nothing", "").unwrap();
     assert_eq!(status, 404);
 }
+
+#[test]
+fn policy_command_shows_changes_and_passes_on_what_the_daemon_says() {
+    let dir = stack::scratch().unwrap();
+    let daemon = Daemon::start(dir.path(), FUNCTIONAL, "fifo").unwrap();
+    let admin = daemon.admin.authority();
+    let policy = |args: &[&str]| run("vnpu", &[&["policy", "--admin", admin], args].concat());
+    let out = policy(&[]);
+    says(&String::from_utf8_lossy(&out.stdout), &["fifo\n", "  tpot_ms=50", "  omega=0.5"]);
+    for (set, want) in [("core-split:prefill_part=0.25", "core-split"), (r#"{"name":"quota","quota":3}"#, "quota")] {
+        let out = policy(&["set", set]);
+        says(&String::from_utf8_lossy(&out.stdout), &[want]);
+        assert_eq!(daemon.status().unwrap()["policy"]["name"], want);
+    }
+    let shown: Value = serde_json::from_slice(&policy(&["show", "--json"]).stdout).unwrap();
+    assert_eq!((&shown["name"], &shown["quota"]), (&json!("quota"), &json!(3)));
+    let out = policy(&["set", "quota:quota=99"]);
+    assert!(!out.status.success());
+    says(&String::from_utf8_lossy(&out.stderr), &["quota = 99", "1 to 16"]);
+    let nobody = run("vnpu", &["policy", "--admin", "127.0.0.1:1", "show"]);
+    assert!(!nobody.status.success());
+    says(&String::from_utf8_lossy(&nobody.stderr), &["127.0.0.1:1"]);
+}

@@ -23,10 +23,14 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 /// Names that requests may use for targets besides the configuration's own.
 const OTHER_NAMES: [(&str, &str); 2] = [("tpot_target_ms", "tpot_ms"), ("ttft_target_ms", "ttft_ms")];
 
-/// The policy in a request, or what is wrong with it and what would be right.
+/// The policy in a request (JSON, or text as `--policy` takes it), or what is wrong with it and what would be right.
 fn parse_policy(body: &[u8]) -> Result<PolicyConfig, String> {
     let names = PolicyName::ALL.map(PolicyName::name).join(", ");
     let wrong = |e: &dyn std::fmt::Display| format!("{e}; policies are {names}");
+    if body.trim_ascii_start().first().is_none_or(|&b| b != b'{') {
+        let text = std::str::from_utf8(body).map_err(|e| wrong(&format!("not a policy: {e}")))?;
+        return text.parse().map_err(|e: ConfigError| wrong(&e));
+    }
     let mut object: Map<String, Value> =
         serde_json::from_slice(body).map_err(|e| wrong(&format!("not a policy: {e}")))?;
     for (other, own) in OTHER_NAMES {
@@ -147,13 +151,19 @@ mod tests {
             assert_eq!((config.name, config.tpot_ms), (PolicyName::Phase, 40.0));
             assert_eq!(config.ttft_ms, PolicyConfig::default().ttft_ms);
         }
+        for name in PolicyName::ALL {
+            assert_eq!(parse_policy(name.name().as_bytes()), Ok(PolicyConfig::named(name)));
+        }
+        assert_eq!(parse_policy(b" core-split:prefill_part=0.6\n").map(|c| c.prefill_part), Ok(0.6));
         for (body, words) in [
             (r#"{"name":"lottery"}"#, &["lottery", "passthrough", "fifo", "phase"][..]),
             (r#"{"nam":"phase"}"#, &["name", "passthrough"]),
             (r#"{"name":"phase","tpot_target_ms":-1}"#, &["tpot_ms", "-1", "0.001"]),
             (r#"{"name":"phase","corun":{"omega":2}}"#, &["omega", "0 to 1"]),
-            ("", &["not a policy", "phase"]),
-            ("phase", &["not a policy", "phase"]),
+            ("", &["no policy is called", "phase"]),
+            ("lottery:tickets=3", &["lottery", "core-split"]),
+            ("quota:quota=17", &["quota = 17", "1 to 16"]),
+            ("{", &["not a policy", "phase"]),
         ] {
             let error = parse_policy(body.as_bytes()).unwrap_err();
             for word in words {

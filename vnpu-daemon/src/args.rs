@@ -19,7 +19,8 @@ pub struct Args {
     /// Device: `<soc>[:functional|:timing][:paced|:unpaced][:omega=F][:kappa_prefill=F][:kappa_decode=F][:hbm=GiB]`.
     #[arg(long, value_name = "SPEC")]
     pub device: DeviceSpec,
-    /// Dispatch policy: passthrough, fifo or phase; parameters follow as in `phase:tpot_ms=40:gamma=0.2`.
+    /// Dispatch policy: passthrough, fifo, quota, priority, static-ratio, core-split or phase; parameters follow as in
+    /// `phase:tpot_ms=40:gamma=0.2`.
     #[arg(long, default_value = "fifo")]
     policy: PolicyConfig,
     /// Time between tokens that decoding streams shall have, milliseconds.

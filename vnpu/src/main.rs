@@ -2,10 +2,11 @@
 //!
 //! `vnpu run` is all it takes to put an unmodified AscendCL application on the interposer: it links the library under the
 //! names that applications load, puts that directory first in `LD_LIBRARY_PATH`, sets the variables and becomes the
-//! command. `vnpu ops` and `vnpu functions` list what is supported.
+//! command. `vnpu policy` shows and changes how a daemon dispatches. `vnpu ops` and `vnpu functions` list what is supported.
 
 mod library;
 mod links;
+mod policy;
 mod run;
 mod tables;
 
@@ -33,6 +34,7 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    Policy(policy::Policy),
     /// List the operators, and which of them the device computes.
     Ops(Listing),
     /// List the C functions, which of them work, and which clients use them.
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => return run.exec(),
         Command::Libs { dir } => libs(&dir),
+        Command::Policy(policy) => policy.run().and_then(|text| print(&text)),
         Command::Ops(listing) => print(&tables::operators().render(listing.json, listing.supported)),
         Command::Functions(listing) => library::find()
             .and_then(|path| tables::functions(&path))

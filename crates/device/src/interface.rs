@@ -1,6 +1,6 @@
 //! The [`Device`] trait: the same few calls for every backend.
 
-use sched::{Nanos, Phase, Work};
+use sched::{CoreSplit, Nanos, Phase, Work};
 
 use crate::command::Command;
 use crate::error::{DeviceError, OpError};
@@ -141,6 +141,10 @@ pub trait Device: Send {
     /// `work` and `phase` feed the model; addresses in `cmd` are physical.
     #[allow(clippy::too_many_arguments)]
     fn submit(&mut self, at: Nanos, stream: u32, token: u64, phase: Phase, work: Work, cmd: Box<Command>);
+
+    /// Splits the cores between phases for commands submitted from now on; `None` gives every command all of them. Matters
+    /// where time is modelled; results never depend on it.
+    fn set_core_split(&mut self, split: Option<CoreSplit>);
 
     /// Appends every completion up to and including `until`, in order of time. Modelled time never passes `until`, and
     /// calling late changes no completion's time.

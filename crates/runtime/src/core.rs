@@ -156,7 +156,7 @@ impl Core {
     ///
     /// # Errors
     /// No profile for the device.
-    pub fn new(device: Box<dyn Device>, policy: PolicyConfig, limits: Limits) -> Result<Self, StartError> {
+    pub fn new(mut device: Box<dyn Device>, policy: PolicyConfig, limits: Limits) -> Result<Self, StartError> {
         let info = device.info();
         let profile = Profile::by_soc_name(&info.profile_name)
             .ok_or_else(|| StartError::NoProfile { name: info.profile_name.clone() })?;
@@ -164,6 +164,7 @@ impl Core {
         // one loses nothing. Elsewhere operators take an unknown real time: keep a few ahead.
         let modelled = info.paced && info.compute == Compute::Timing;
         let window = if modelled { Window::Adaptive { handoff: 0, max: 16 } } else { Window::Fixed(16) };
+        device.set_core_split(policy.core_split());
         let defaults = sched::dispatch::Limits::default();
         let bounds = sched::dispatch::Limits {
             window,
@@ -273,6 +274,7 @@ impl Core {
     /// Changes the policy.
     pub fn set_policy(&mut self, now: Nanos, policy: PolicyConfig) {
         self.dispatcher.set_policy(policy);
+        self.device.set_core_split(policy.core_split());
         self.advance(now);
     }
 

@@ -195,7 +195,7 @@ impl World {
                 self.bench.core.advance(self.bench.now);
             }
             Step::Policy(which) => {
-                let policy = common::policy(["passthrough", "fifo", "phase"][usize::from(which)]);
+                let policy = common::policy(sched::policy::PolicyName::ALL[usize::from(which)].name());
                 self.bench.core.set_policy(self.bench.now, policy);
             }
             Step::Die => {

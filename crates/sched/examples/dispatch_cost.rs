@@ -25,8 +25,8 @@ fn main() {
 
     let solo = solo / operators;
     let demand = profile.demand(&sched::work(&mm));
-    for name in ["passthrough", "fifo", "phase"] {
-        let config: PolicyConfig = name.parse().expect("a policy");
+    for name in sched::policy::PolicyName::ALL {
+        let config = PolicyConfig::named(name);
         let mut d = Dispatcher::new(config, Limits::default());
         d.open_session(0, SessionParams::default()).expect("opens");
         let keys = [0, 1].map(|stream| StreamKey { session: 0, stream });
@@ -58,6 +58,6 @@ fn main() {
                 }
             }
         }
-        println!("{name}: {:.0} ns an operator", begun.elapsed().as_nanos() as f64 / token as f64);
+        println!("{}: {:.0} ns an operator", name.name(), begun.elapsed().as_nanos() as f64 / token as f64);
     }
 }

@@ -42,6 +42,35 @@ impl CoRun {
     }
 }
 
+/// A static split of the cores: prefill has a part of them, everything else the rest, busy or not.
+///
+/// With a part n of the cores an operator's cube and vector rates scale with n and its bandwidth with `min(1, n/knee)`
+/// (CANN's per-stream core limits, `aclrtSetStreamResLimit`; a part of about 30 % saturates the memory in GPU studies,
+/// nobody has published it for Ascend). One operator at a time may use a part: who splits the cores keeps to that.
+/// ω applies as to any operators side by side: how far a device overlaps two streams is its own property.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CoreSplit {
+    /// Prefill's part of the cores, above 0, below 1.
+    pub prefill: f64,
+    /// Part of the cores from which on the full bandwidth is there, above 0, at most 1.
+    pub knee: f64,
+}
+
+impl CoreSplit {
+    /// Part of the cores that an operator of this phase may use.
+    pub fn part(&self, phase: Phase) -> f64 {
+        if phase == Phase::Prefill { self.prefill } else { 1.0 - self.prefill }
+    }
+
+    /// `demand` on the cores of its phase: it asks for as much of the device, over a longer time alone.
+    pub fn limit(&self, demand: &Demand, phase: Phase) -> Demand {
+        let part = self.part(phase);
+        let bandwidth = f64::min(1.0, part / self.knee);
+        let busy = (demand.cube / part).max(demand.vector / part).max(demand.hbm / bandwidth);
+        Demand { solo_s: busy + demand.static_s, ..*demand }
+    }
+}
+
 /// Rates of operators that run concurrently, 1 = as fast as alone.
 pub fn rates(operators: &[(Demand, Phase)], corun: &CoRun) -> Vec<f64> {
     let mut out = Vec::new();
@@ -126,6 +155,26 @@ mod tests {
 
     fn fluid() -> CoRun {
         CoRun { omega: 1.0, kappa_prefill: 0.0, kappa_decode: 0.0 }
+    }
+
+    #[test]
+    fn a_core_limit_slows_compute_in_proportion_and_memory_below_the_knee() {
+        let split = CoreSplit { prefill: 0.6, knee: 0.5 };
+        let (cube, memory) = (demand(6e-3, 0.0, 1e-3, 0.0), demand(1e-3, 0.0, 4e-3, 0.0));
+        for (what, d, phase, want) in [
+            ("prefill's product", cube, Phase::Prefill, 10e-3),
+            ("decode's product", cube, Phase::Decode, 15e-3),
+            ("memory above the knee", memory, Phase::Prefill, 4e-3),
+            ("memory below it", memory, Phase::Mixed, 5e-3),
+        ] {
+            assert!((split.limit(&d, phase).solo_s / want - 1.0).abs() < 1e-12, "{what}");
+        }
+        // Side by side neither takes the other's cores; bandwidth is enough for both.
+        let pair = [
+            (split.limit(&cube, Phase::Prefill), Phase::Prefill),
+            (split.limit(&memory, Phase::Decode), Phase::Decode),
+        ];
+        assert_eq!(rates(&pair, &fluid()), [1.0, 1.0]);
     }
 
     fn demands() -> impl Strategy<Value = Vec<(Demand, Phase)>> {

@@ -22,7 +22,7 @@ pub mod dispatch;
 pub mod phase;
 pub mod policy;
 
-pub use corun::CoRun;
+pub use corun::{CoRun, CoreSplit};
 pub use cost::{Demand, OpClass, Profile, Work, model, work};
 pub use dispatch::{Action, Dispatcher, EventKey, Item, Limits, SessionParams, StreamKey, Token};
 pub use phase::{Classifier, Phase};

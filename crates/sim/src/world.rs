@@ -191,7 +191,7 @@ impl<'a> World<'a> {
         let mut devices: Vec<Device> = (0..setup.devices)
             .map(|_| Device {
                 dispatcher: Dispatcher::new(setup.policy, limits),
-                model: DeviceModel::new(setup.profile, setup.corun),
+                model: DeviceModel::new(setup.profile, setup.corun).with_core_split(setup.policy.core_split()),
                 touched: false,
             })
             .collect();

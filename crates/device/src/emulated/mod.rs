@@ -289,6 +289,12 @@ impl Device for Emulated {
         }
     }
 
+    fn set_core_split(&mut self, split: Option<sched::CoreSplit>) {
+        if let Some(model) = &mut self.model {
+            model.set_core_split(split);
+        }
+    }
+
     fn advance(&mut self, until: Nanos, out: &mut Vec<Completion>) {
         let first = out.len();
         if let Some(model) = &mut self.model {

@@ -9,11 +9,14 @@
 //! Transfers over the host link ([`OpClass::Copy`]) run beside everything at full rate: DMA engines carry them, and at
 //! 25 GB/s they take under 3 % of HBM bandwidth. Copies within the device and fills share like any operator.
 //!
+//! With a core split ([`CoreSplit`]) a command takes longer alone, by its phase's part of the cores, and asks for less of the
+//! device at a time.
+//!
 //! Times are whole nanoseconds: an end is rounded up, so errors stay below 1 ns an event. Pure: no clock, no threads.
 
 use std::collections::VecDeque;
 
-use sched::{CoRun, Demand, Nanos, OpClass, Phase, Profile, Work, corun};
+use sched::{CoRun, CoreSplit, Demand, Nanos, OpClass, Phase, Profile, Work, corun};
 
 /// Names a command within the device.
 pub type Id = u32;
@@ -55,6 +58,7 @@ struct Stream {
 pub struct Model {
     profile: Profile,
     corun: CoRun,
+    split: Option<CoreSplit>,
     /// Time of the last start or end.
     now: Nanos,
     /// Heads in order of starting.
@@ -75,6 +79,7 @@ impl Model {
         Self {
             profile,
             corun,
+            split: None,
             now: 0,
             running: Vec::new(),
             streams: Vec::new(),
@@ -83,6 +88,16 @@ impl Model {
             sharing: Vec::new(),
             rates: Vec::new(),
         }
+    }
+
+    /// The same with limited cores from the start.
+    pub fn with_core_split(self, split: Option<CoreSplit>) -> Self {
+        Self { split, ..self }
+    }
+
+    /// Limits the cores of what is submitted from now on.
+    pub fn set_core_split(&mut self, split: Option<CoreSplit>) {
+        self.split = split;
     }
 
     /// Queues command `id`: it starts at `at`, or when its predecessor on `stream` ends.
@@ -104,8 +119,14 @@ impl Model {
         self.queue(at, stream, Queued { id, solo, demand, phase, transfer });
     }
 
-    fn queue(&mut self, at: Nanos, stream: u32, command: Queued) {
+    fn queue(&mut self, at: Nanos, stream: u32, mut command: Queued) {
         self.run_until(at);
+        if let Some(split) = self.split.filter(|_| !command.transfer) {
+            let limited = split.limit(&command.demand, command.phase);
+            command.solo =
+                (command.solo as f64 * limited.solo_s / command.demand.solo_s.max(f64::MIN_POSITIVE)).ceil() as Nanos;
+            command.demand = limited;
+        }
         if let Some(stream) = self.streams.iter_mut().find(|s| s.id == stream) {
             stream.waiting.push_back(command);
             return;

@@ -481,5 +481,10 @@ impl Dispatcher {
 }
 
 fn info(stream: &Stream) -> StreamInfo {
-    StreamInfo { session: stream.key.session, weight: stream.weight, priority: stream.session_priority }
+    StreamInfo {
+        session: stream.key.session,
+        weight: stream.weight,
+        priority: stream.session_priority,
+        stream_priority: stream.priority,
+    }
 }

@@ -5,7 +5,7 @@ use crate::Nanos;
 /// Why a ready operator is not submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HoldReason {
-    /// `fifo`: an older operator of another stream goes first.
+    /// `fifo`, `core-split`: an older operator of another stream goes first.
     Order,
     /// `phase`: decode has slack; prefill uses it.
     DecodeHasSlack,
@@ -15,12 +15,26 @@ pub enum HoldReason {
     PrefillOverdue,
     /// `phase`: another prefill goes first.
     PrefillOrder,
+    /// `quota`: the session has had its dispatches of this round.
+    QuotaSpent,
+    /// `priority`: something more important is ready or running.
+    LowerPriority,
+    /// `static-ratio`: the other phase is behind its part of the time, or still running.
+    PhaseShare,
 }
 
 impl HoldReason {
     /// Every reason, in the order of [`Stats::holds`].
-    pub const ALL: [Self; 5] =
-        [Self::Order, Self::DecodeHasSlack, Self::DecodeDue, Self::PrefillOverdue, Self::PrefillOrder];
+    pub const ALL: [Self; 8] = [
+        Self::Order,
+        Self::DecodeHasSlack,
+        Self::DecodeDue,
+        Self::PrefillOverdue,
+        Self::PrefillOrder,
+        Self::QuotaSpent,
+        Self::LowerPriority,
+        Self::PhaseShare,
+    ];
 
     /// Index into [`Stats::holds`].
     pub const fn index(self) -> usize {
@@ -29,7 +43,17 @@ impl HoldReason {
 
     /// Name as metrics show it.
     pub const fn name(self) -> &'static str {
-        ["order", "decode_has_slack", "decode_due", "prefill_overdue", "prefill_order"][self as usize]
+        const NAMES: [&str; HoldReason::ALL.len()] = [
+            "order",
+            "decode_has_slack",
+            "decode_due",
+            "prefill_overdue",
+            "prefill_order",
+            "quota_spent",
+            "lower_priority",
+            "phase_share",
+        ];
+        NAMES[self as usize]
     }
 }
 
@@ -58,7 +82,7 @@ pub struct Stats {
     /// Time that ready operators were held back, by phase.
     pub held_ns: [Nanos; 4],
     /// Hold-backs by [`HoldReason::index`].
-    pub holds: [HoldStats; 5],
+    pub holds: [HoldStats; HoldReason::ALL.len()],
     /// Waiters answered.
     pub done: u64,
     /// Items dropped with their session.

@@ -10,12 +10,16 @@
 
 mod clock;
 mod config;
+mod core_split;
 mod fifo;
 mod leases;
 mod passthrough;
 mod phase;
+mod priority;
+mod quota;
+mod static_ratio;
 
-pub use config::{ConfigError, PolicyConfig, PolicyName};
+pub use config::{ConfigError, First, PolicyConfig, PolicyName};
 
 use crate::dispatch::{HintInput, HoldReason, Op, Stats, Stream};
 use crate::{Nanos, Phase};
@@ -32,6 +36,9 @@ pub struct StreamInfo {
     pub weight: u32,
     /// The session's priority; larger goes first.
     pub priority: u8,
+    /// The stream's priority within the session, as AscendCL counts: 0 goes first. It may change later
+    /// ([`Candidate::stream_priority`]).
+    pub stream_priority: u32,
 }
 
 /// A stream whose next operator could be submitted now.
@@ -45,6 +52,21 @@ pub struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// Session that the stream belongs to.
+    pub fn session(&self) -> u64 {
+        self.state.key.session
+    }
+
+    /// The session's priority; larger goes first.
+    pub fn session_priority(&self) -> u8 {
+        self.state.session_priority
+    }
+
+    /// The stream's priority within its session; 0 goes first.
+    pub fn stream_priority(&self) -> u32 {
+        self.state.priority
+    }
+
     /// Operators of this stream that the device holds.
     pub fn in_flight(&self) -> u32 {
         self.state.in_flight
@@ -73,6 +95,13 @@ impl<'a> Board<'a> {
             Some(Candidate { stream, state, op: state.next_op()? })
         })
     }
+
+    /// The candidate that has been ready for longest, once that is as long as anything may be held back.
+    fn expired(&self, now: Nanos, age_max: Nanos) -> Option<Choice> {
+        let oldest = self.ready().min_by_key(|c| (c.ready_since(), c.op.seq))?;
+        let expired = now >= oldest.ready_since().saturating_add(age_max);
+        expired.then_some(Choice { stream: oldest.stream, expired: true })
+    }
 }
 
 /// The stream that goes.
@@ -91,6 +120,14 @@ pub struct Hold {
     pub reason: HoldReason,
     /// When to ask again at the latest; `None` where only another operator's completion can change the answer.
     pub until: Option<Nanos>,
+}
+
+impl Hold {
+    /// A hold-back that ends by the age bound if not before.
+    fn aged(reason: HoldReason, until: Option<Nanos>, candidate: &Candidate<'_>, age_max: Nanos) -> Self {
+        let aged = candidate.ready_since().saturating_add(age_max);
+        Self { reason, until: Some(until.map_or(aged, |u| u.min(aged))) }
+    }
 }
 
 /// A dispatch policy.
@@ -131,6 +168,10 @@ pub(crate) fn build(config: &PolicyConfig, requests_per_session_max: usize) -> B
     match config.name {
         PolicyName::Passthrough => Box::new(passthrough::Passthrough),
         PolicyName::Fifo => Box::new(fifo::Fifo),
+        PolicyName::Quota => Box::new(quota::Quota::new(config)),
+        PolicyName::Priority => Box::new(priority::Priority::new(config)),
+        PolicyName::StaticRatio => Box::new(static_ratio::StaticRatio::new(config)),
+        PolicyName::CoreSplit => Box::new(core_split::CoreSplit::default()),
         PolicyName::Phase => Box::new(phase::PhasePolicy::new(config, requests_per_session_max)),
     }
 }

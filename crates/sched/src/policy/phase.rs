@@ -409,15 +409,12 @@ impl Policy for PhasePolicy {
         if let Some(c) = free {
             return Some(Choice { stream: c.stream, expired: false });
         }
-        let oldest = board.ready().min_by_key(|c| (c.ready_since(), c.op.seq))?;
-        let expired = now >= oldest.ready_since().saturating_add(self.age_max);
-        expired.then_some(Choice { stream: oldest.stream, expired: true })
+        board.expired(now, self.age_max)
     }
 
     fn hold(&self, _now: Nanos, candidate: &Candidate<'_>) -> Hold {
         let hold = self.held(candidate).unwrap_or(Hold { reason: HoldReason::Order, until: None });
-        let aged = candidate.ready_since().saturating_add(self.age_max);
-        Hold { until: Some(hold.until.map_or(aged, |u| u.min(aged))), ..hold }
+        Hold::aged(hold.reason, hold.until, candidate, self.age_max)
     }
 
     fn window(&self, phase: Phase, mean_solo: f64, configured: u32) -> u32 {

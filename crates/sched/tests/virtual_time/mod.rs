@@ -279,8 +279,14 @@ impl World {
                     self.trace.push(Trace::Submitted(self.now, token, stream));
                     let op = self.ops.get_mut(&token).expect("known");
                     assert!(op.submitted.replace(self.now).is_none(), "submitted twice");
-                    let (demand, phase) = self.demands[&token];
-                    let running = Running { token, left: op.solo as f64, demand, phase };
+                    let (mut demand, phase) = self.demands[&token];
+                    let mut left = op.solo as f64;
+                    if let Some(split) = self.config.core_split() {
+                        let limited = split.limit(&demand, phase);
+                        left *= limited.solo_s / demand.solo_s;
+                        demand = limited;
+                    }
+                    let running = Running { token, left, demand, phase };
                     self.device.streams.entry(stream).or_default().push_back(running);
                     self.held_since.remove(&stream);
                 }
@@ -309,20 +315,42 @@ impl World {
         for &(key, reason, since) in &held {
             let first = *self.held_since.entry(key).or_insert(since);
             let limit = (self.config.age_max_ms * 1e6) as Nanos + 1;
-            if reason != HoldReason::Order {
+            if reason == HoldReason::Order {
+                // What was pushed before goes first, and what the device held already; on a part of it where cores are split.
+                let slowest = self.config.core_split().map_or(1.0, |s| 4.0 / s.prefill.min(1.0 - s.prefill));
+                let bound = (self.work_before(key, first) as f64 * slowest) as Nanos + self.ops.len() as Nanos;
+                assert!(self.now - first <= bound, "{key:?} waits for its turn for {} ns", self.now - first);
+            } else {
                 assert!(self.now - first <= limit, "{key:?} held for {} ns, {reason:?}", self.now - first);
                 let wake = self.dispatcher.wake_at(self.now).expect("a hold-back has an end");
                 assert!(wake <= first + limit, "nobody would look at {key:?} in time");
             }
             if idle {
-                // Only while a decode step that is due waits for its host.
-                let gap = (self.config.gap_us * 1e3) as Nanos;
-                assert_eq!(reason, HoldReason::DecodeDue, "the device idles beside {key:?}");
+                // Only while a decode step that is due waits for its host, or a round has time left that nobody may use.
+                let idle_us = match reason {
+                    HoldReason::DecodeDue => self.config.gap_us,
+                    HoldReason::QuotaSpent if !self.config.share_in_idle => self.config.round_us,
+                    _ => panic!("the device idles beside {key:?}: {reason:?}"),
+                };
                 let wake = self.dispatcher.wake_at(self.now).expect("has an end");
-                assert!(wake <= self.now + gap.max(1), "idles until {wake} at {}", self.now);
+                assert!(wake <= self.now + ((idle_us * 1e3) as Nanos).max(1), "idles until {wake} at {}", self.now);
             }
         }
         self.held_since.retain(|key, _| held.iter().any(|(k, ..)| k == key));
+    }
+
+    /// Time alone of everything that was pushed before the operator that a stream waits with since `since`, and of what the
+    /// device held then.
+    fn work_before(&self, key: StreamKey, since: Nanos) -> Nanos {
+        let entries = self.model[&key].iter();
+        let next = entries.filter_map(|e| match e {
+            Entry::Op(token) => Some(*token),
+            _ => None,
+        });
+        let next = next.into_iter().find(|t| self.ops[t].submitted.is_none()).expect("it waits with one");
+        let held =
+            |op: &OpTrace| op.submitted.is_some_and(|at| at <= since) && op.completed.is_none_or(|at| at >= since);
+        self.ops.iter().filter(|&(&t, op)| t < next || held(op)).map(|(_, op)| op.solo).sum()
     }
 
     fn run_hosts(&mut self) -> bool {
