@@ -12,11 +12,13 @@ mod args;
 mod attention;
 mod batch_norm;
 mod class_loss;
+mod convolution;
 mod elementwise;
 mod fault;
 mod fill;
 mod format;
 mod gemm;
+mod grouped;
 mod index;
 mod kv_cache;
 mod lane;
@@ -24,10 +26,12 @@ mod layer_norm;
 mod loss;
 mod math;
 mod matmul;
+mod moe;
 mod nest;
 mod norm;
 mod product;
 mod real;
+mod rope;
 mod rotary;
 mod softmax;
 mod swi_glu;
@@ -121,6 +125,7 @@ pub const FAMILIES: &[Family] = &[
     attention::infer::KERNELS,
     batch_norm::KERNELS,
     class_loss::KERNELS,
+    convolution::KERNELS,
     elementwise::activation::KERNELS,
     elementwise::arithmetic::KERNELS,
     elementwise::compare::KERNELS,
@@ -131,12 +136,15 @@ pub const FAMILIES: &[Family] = &[
     elementwise::optimizer::KERNELS,
     fill::KERNELS,
     format::KERNELS,
+    grouped::KERNELS,
     index::KERNELS,
     kv_cache::KERNELS,
     layer_norm::KERNELS,
     loss::KERNELS,
     matmul::KERNELS,
+    moe::KERNELS,
     norm::KERNELS,
+    rope::KERNELS,
     rotary::KERNELS,
     softmax::KERNELS,
     swi_glu::KERNELS,

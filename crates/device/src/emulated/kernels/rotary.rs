@@ -16,6 +16,7 @@ use super::{Machine, real, sized};
 
 /// Operators of this file.
 pub const KERNELS: Family = &[
+    (ops::aclnnApplyRotaryPosEmb, apply_rotary_pos_emb),
     (ops::aclnnApplyRotaryPosEmbV2, apply_rotary_pos_emb_v2),
     (ops::aclnnRotaryPositionEmbedding, rotary_position_embedding),
     (ops::aclnnRotaryPositionEmbeddingGrad, rotary_position_embedding_grad),
@@ -31,14 +32,23 @@ enum Pairs {
 /// `queryRef keyRef cos sin layout rotaryMode`, in place. Layouts: 1 BSND, 2 SBND, 3 BNSD, each with four dimensions
 /// or with heads merged into the last (H = N·D); 4 TND. Tables have the tensor's dimensions, with 1 for heads.
 pub fn apply_rotary_pos_emb_v2(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (query, key) = (args.output(0)?, args.output(1)?);
-    let (cos, sin) = (args.tensor(2)?, args.tensor(3)?);
-    let layout = args.int(4)?;
     let pairs = match args.text(5)? {
         "half" | "" => Pairs::Half,
         "interleave" => Pairs::Interleave,
         mode => return Err(Fault::new(format!("rotaryMode: {mode:?} is not supported (half, interleave)"))),
     };
+    apply(args, machine, pairs)
+}
+
+/// `queryRef keyRef cos sin layout`: the same in *half* mode.
+pub fn apply_rotary_pos_emb(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    apply(args, machine, Pairs::Half)
+}
+
+fn apply(args: &Args<'_>, machine: &mut Machine, pairs: Pairs) -> Outcome {
+    let (query, key) = (args.output(0)?, args.output(1)?);
+    let (cos, sin) = (args.tensor(2)?, args.tensor(3)?);
+    let layout = args.int(4)?;
     ensure!((1..=4).contains(&layout), "layout: {layout} is not supported (1 BSND, 2 SBND, 3 BNSD, 4 TND)");
     for (position, view) in [(0, query), (1, key)] {
         let name = args.name(position);

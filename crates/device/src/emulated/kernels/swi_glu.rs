@@ -1,16 +1,16 @@
-//! SwiGlu and its gradient.
+//! SwiGlu.
 
 use acl_abi::ops;
 
 use super::args::Args;
 use super::fault::{Outcome, ensure};
 use super::lane::{self, Class, class};
-use super::nest::{CHUNK, Nest, map2};
+use super::nest::map2;
 use super::view::View;
 use super::{Family, Machine, math};
 
 /// Operators of this file.
-pub const KERNELS: Family = &[(ops::aclnnSwiGlu, swi_glu), (ops::aclnnSwiGluGrad, swi_glu_grad)];
+pub const KERNELS: Family = &[(ops::aclnnSwiGlu, swi_glu)];
 
 fn float(args: &Args<'_>, position: usize, view: &View) -> Outcome {
     let name = args.name(position);
@@ -37,34 +37,4 @@ pub fn swi_glu(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     float(args, 2, &out)?;
     let [a, b] = halves(args, 1, &x, &out, "out")?;
     map2(machine, &out, &a, &b, |a: f32, b: f32| a * math::sigmoid(a) * b)
-}
-
-/// `yGrad x dim → out`: `da = g·b·σ(a)·(1 + a·(1 − σ(a)))`, `db = g·silu(a)`, halves of `out`.
-pub fn swi_glu_grad(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (g, x, out) = (args.tensor(0)?, args.tensor(1)?, args.output(3)?);
-    for (position, view) in [(0, &g), (1, &x), (3, &out)] {
-        float(args, position, view)?;
-    }
-    ensure!(out.dims() == x.dims(), "out: shape {:?}, want {:?}", out.dims(), x.dims());
-    let [a, b] = halves(args, 2, &x, &g, "yGrad")?;
-    let [da, db] = halves(args, 2, &out, &g, "yGrad")?;
-    let nest = Nest::new(g.dims(), [&da, &db, &g, &a, &b])?;
-    let mut rows = [[0f32; CHUNK]; 3];
-    nest.rows(|[da, db, g, a, b]| {
-        for from in (0..g.len).step_by(CHUNK) {
-            let n = CHUNK.min(g.len - from);
-            let [gs, xs, ys] = &mut rows;
-            g.load(&machine.hbm, from, &mut gs[..n]);
-            a.load(&machine.hbm, from, &mut xs[..n]);
-            b.load(&machine.hbm, from, &mut ys[..n]);
-            for ((g, a), b) in gs.iter_mut().zip(xs.iter_mut()).zip(ys.iter()).take(n) {
-                let (slope, sigma) = (*g, math::sigmoid(*a));
-                *g = slope * *b * sigma * (1.0 + *a * (1.0 - sigma));
-                *a = slope * *a * sigma;
-            }
-            da.store(&mut machine.hbm, from, &gs[..n]);
-            db.store(&mut machine.hbm, from, &xs[..n]);
-        }
-    });
-    Ok(())
 }

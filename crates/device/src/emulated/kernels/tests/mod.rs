@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_refusals;
+mod convolution;
 mod elementwise;
 mod fill;
 mod flash;
@@ -11,6 +12,7 @@ mod index;
 mod layer_norm;
 mod loss;
 mod matmul;
+mod moe;
 mod norm;
 mod operations;
 mod rotary_and_cache;
