@@ -4,10 +4,11 @@
 //! |---|---|---|
 //! | product, `A [… M, K] · B [… K, N]` | cube `2·M·N·K` (batch: summed) | A, B, addends, result |
 //! | attention | cube `4·H·D·Σ pairs`, vector 10 a pair and head | query, result, `2·Hkv·D` a key token read, tables |
+//! | its gradient | 2.5 times as much: five products instead of two | and the gradients |
 //! | lookup, gather | 1 a result element | the rows twice (read, written), indices; never the table |
 //! | cache scatter | 1 an element | the rows twice, slots; never the cache |
 //! | in place | per element | the tensor twice; fills and overwrites once |
-//! | anything else | per element ([`super::plan`]) | every tensor once |
+//! | anything else | per element ([`super::vector`]) | every tensor once |
 //!
 //! `Σ pairs` leaves out what causal modes skip: a prompt of S tokens has `S·(S+1)/2` pairs, so `2·H·D·S²`; a decoding
 //! sequence at context L has L, so `4·H·D·L`. An operand whose view repeats memory (stride 0) is read once; what is
@@ -101,18 +102,22 @@ fn traffic(call: &OpCall, plan: &Plan) -> f64 {
     bytes as f64
 }
 
-/// Elements of the largest tensor among the parameters of `mask`, in float16 equivalents.
+/// Elements of the largest tensor, or list, among the parameters of `mask`, in float16 equivalents.
 fn elements(call: &OpCall, mask: u64) -> f64 {
     let mut widest = 0.0f64;
     for position in (0..call.args.len().min(64)).filter(|p| mask & (1 << p) != 0) {
-        for t in tensors(call, position) {
-            let factor = match t.dtype.bits() {
-                0..=16 => 1.0,
-                32 => 2.0,
-                _ => 4.0,
-            };
-            widest = widest.max(t.elements() as f64 * factor);
-        }
+        let own: f64 = tensors(call, position)
+            .iter()
+            .map(|t| {
+                let factor = match t.dtype.bits() {
+                    0..=16 => 1.0,
+                    32 => 2.0,
+                    _ => 4.0,
+                };
+                t.elements() as f64 * factor
+            })
+            .sum();
+        widest = widest.max(own);
     }
     widest
 }
@@ -181,17 +186,19 @@ fn attention_work(call: &OpCall, plan: &Plan, params: &AttentionParams) -> Work 
     };
     let size = |p: u8| tensors(call, p.into()).first().map_or(2.0, |t| f64::from(t.dtype.bits()) / 8.0);
     let (scores, heads) = (batch.scores as f64, batch.heads as f64);
-    let factor = match call.tensor(params.query.into()).map(|t| t.dtype) {
-        Some(DataType::F32) => 4.0,
-        Some(DataType::I8) => 0.5,
-        _ => 1.0,
-    };
+    let products = f64::from(params.products);
+    let factor = products
+        * match call.tensor(params.query.into()).map(|t| t.dtype) {
+            Some(DataType::F32) => 4.0,
+            Some(DataType::I8) => 0.5,
+            _ => 1.0,
+        };
     let key_value = (2 * batch.head_dim + batch.rope_dim) as f64 * batch.kv_heads as f64 * size(params.key);
     // Keys and values by the tokens read; compressed masks of the sparse modes stay on chip.
     let rest = Plan { skip: plan.skip | key_value_bits(params) | mask_bits(call, params), ..*plan };
     Work {
         cube_flops: factor * heads * scores * (4 * batch.head_dim + 2 * batch.rope_dim) as f64,
-        vector_flops: SOFTMAX_FLOPS_PER_SCORE * heads * scores,
+        vector_flops: products * SOFTMAX_FLOPS_PER_SCORE * heads * scores,
         hbm_bytes: key_value * batch.key_tokens as f64 + traffic(call, &rest),
         class: plan.class,
     }

@@ -15,6 +15,7 @@ mod plan;
 mod profile;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 pub use attention::AttentionBatch;
 pub use formulas::work;

@@ -4,7 +4,7 @@
 //! parameters stand that the formulas need. It is built by name for the whole table on first use, so that weighing a
 //! call compares no strings, and so that a new version of an operator (`…V4`) is covered by the names of its parameters.
 
-use super::OpClass;
+use super::{OpClass, vector};
 use acl_abi::{Kind, OpId, SIGNATURES, Signature};
 use std::sync::LazyLock;
 
@@ -28,6 +28,8 @@ pub(super) struct AttentionParams {
     pub block_size: Option<u8>,
     /// Incremental operators: every sequence has one query token.
     pub one_query_token: bool,
+    /// Matrix products beside the two of attention, as a factor: 1, or 2.5 for the gradient, which does five.
+    pub products: f32,
 }
 
 /// What is counted as FLOP.
@@ -64,34 +66,14 @@ pub(super) fn of(op: OpId) -> &'static Plan {
     &PLANS[usize::from(op.0)]
 }
 
-/// Vector FLOP an element. Bandwidth decides the time of nearly all of these; the counts are the arithmetic of the
-/// textbook definition (a transcendental counts 4) and only matter where the operands are tiny.
-fn vector_flops(name: &str) -> Compute {
-    use Compute::{PerInput, PerOutput};
-    match name {
-        "SwiGlu" | "Swish" => PerOutput(7.0),
-        "Silu" | "Sigmoid" | "Exp" | "Log" | "Sin" | "Cos" | "Rsqrt" | "Sqrt" | "Tanh" => PerOutput(5.0),
-        "Gelu" | "GeluV2" | "FastGelu" | "GeGlu" | "GeGluV3" => PerOutput(10.0),
-        "Softmax" | "LogSoftmax" => PerOutput(8.0),
-        "Max" | "Min" | "Amax" | "Amin" | "ArgMax" | "ArgMin" | "MaxDim" | "MinDim" | "Mean" | "MeanV2"
-        | "ReduceSum" | "Sum" | "All" | "Any" | "Cumsum" | "CumsumV2" | "Nonzero" | "Prod" | "Norm" => PerInput(1.0),
-        // Compare-exchange passes of a sort over a vocabulary: about log2(152k).
-        "Sort" | "Argsort" | "Topk" | "ApplyTopKTopP" | "Multinomial" => PerInput(17.0),
-        _ if name.contains("RmsNorm") => PerOutput(5.0),
-        _ if name.contains("LayerNorm") => PerOutput(8.0),
-        _ if name.contains("Rotary") || name.contains("Rope") => PerOutput(3.0),
-        _ => PerOutput(1.0),
-    }
-}
-
-fn is_product(name: &str) -> bool {
+pub(super) fn is_product(name: &str) -> bool {
     let named = name.contains("Matmul") || name.contains("MatMul") || name.ends_with("ddmm") || name.ends_with("ddbmm");
-    let exact = matches!(name, "Mm" | "Mv" | "Dot" | "Gemm" | "AddmmWeightNz");
+    let exact = matches!(name, "Mm" | "Mv" | "Addmv" | "Dot" | "Gemm" | "AddmmWeightNz");
     let weight_only = name.starts_with("Trans") && name.ends_with("Weight") || name.starts_with("Calculate");
     (named || exact) && !weight_only
 }
 
-fn is_collective(name: &str) -> bool {
+pub(super) fn is_collective(name: &str) -> bool {
     ["AllReduce", "AllGather", "AlltoAll", "ReduceScatter", "Distribute"].iter().any(|c| name.contains(c))
 }
 
@@ -106,14 +88,20 @@ fn build(signature: &'static Signature) -> Plan {
             })
         };
 
-    let overwrites = matches!(name, "InplaceZero" | "InplaceOne" | "InplaceCopy")
+    let overwrites = matches!(name, "InplaceZero" | "InplaceOne" | "InplaceCopy" | "ForeachZeroInplace")
         || ["InplaceFill", "InplaceNormal", "InplaceUniform", "InplaceRandom", "InplaceBernoulli"]
             .iter()
             .any(|p| name.starts_with(p));
     let in_place = name.starts_with("Inplace");
+    // Changed in place, though their names do not say so.
+    let changed: &[&str] = match name {
+        "ApplyAdam" => &["m", "v"],
+        "ForeachNonFiniteCheckAndUnscale" => &["scaledGrads", "foundInf"],
+        _ => &[],
+    };
     let (mut written, mut twice, mut skip) = (0u64, 0u64, 0u64);
     for (i, p) in tensors() {
-        let by_ref = p.name.ends_with("Ref") || (in_place && i == 0);
+        let by_ref = p.name.ends_with("Ref") || (in_place && i == 0) || changed.contains(&p.name);
         let out = matches!(p.kind, Kind::TensorOut | Kind::TensorListOut)
             || p.name.ends_with("Out")
             || matches!(p.name, "out" | "output" | "y");
@@ -165,9 +153,11 @@ fn build(signature: &'static Signature) -> Plan {
         written = twice;
     }
 
+    // An operator that nobody thought of counts one an element of what it writes.
+    let vector = |name: &str| vector::rule(name).unwrap_or(Compute::PerOutput(1.0));
     let attention = name.contains("FlashAttention") || name.contains("FusedInferAttentionScore");
-    let compute = match (at(&["query"]), at(&["key"]), at(&["value"]), at(&["inputLayout"])) {
-        (Some(query), Some(key), Some(value), Some(layout)) if attention && !name.ends_with("Grad") => {
+    let compute = match (at(&["query"]), at(&["key", "keyIn"]), at(&["value"]), at(&["inputLayout"])) {
+        (Some(query), Some(key), Some(value), Some(layout)) if attention => {
             let incremental = name.starts_with("Incre");
             let lens = at(&["actualSeqLengthsOptional", "actualSeqLengths", "actualSeqQLenOptional"]);
             Compute::Attention(AttentionParams {
@@ -191,10 +181,12 @@ fn build(signature: &'static Signature) -> Plan {
                 next_tokens: at(&["nextTokens"]),
                 block_size: at(&["blockSize"]),
                 one_query_token: incremental,
+                products: if name.contains("Grad") { 2.5 } else { 1.0 },
             })
         }
         _ if is_product(name) => {
-            let pairs: [(&[&str], &[&str]); 6] = [
+            let pairs: [(&[&str], &[&str]); 7] = [
+                (&["mat"], &["vec"]),
                 (&["mat1"], &["mat2"]),
                 (&["batch1"], &["batch2"]),
                 (&["x1", "A"], &["x2", "B"]),
@@ -218,10 +210,10 @@ fn build(signature: &'static Signature) -> Plan {
                     ]),
                     cube_math: at(&["cubeMathType"]),
                 },
-                None => vector_flops(name),
+                None => vector(name),
             }
         }
-        _ => vector_flops(name.trim_start_matches("Inplace")),
+        _ => vector(name),
     };
     let class = match compute {
         _ if is_collective(name) => OpClass::Communication,
@@ -255,7 +247,8 @@ mod tests {
             ("aclnnFusedInferAttentionScoreV4", OpClass::Matmul, "Attention"),
             ("aclnnFlashAttentionScore", OpClass::Matmul, "Attention"),
             ("aclnnTransMatmulWeight", OpClass::Vector, "PerOutput"),
-            ("aclnnCummax", OpClass::Vector, "PerOutput"),
+            ("aclnnAddmv", OpClass::Matmul, "Product { a: 1, b: 2"),
+            ("aclnnCummax", OpClass::Vector, "PerInput"),
             ("aclnnGemmaRmsNorm", OpClass::Vector, "PerOutput(5"),
             ("aclnnArgMax", OpClass::Vector, "PerInput"),
             ("aclnnInplaceMul", OpClass::Vector, "PerOutput(1"),

@@ -173,6 +173,35 @@ fn operators_weigh_what_the_formulas_say() {
 }
 
 #[test]
+fn the_gradient_of_attention_is_five_products_where_attention_is_two() {
+    let dims: &[i64] = &[2, 4, 64, 16];
+    let layout = |name, key, out: &[&'static str]| {
+        let build = Build::new(name).str("inputLayout", "BNSD").int("headNum", 4).int("nextTokens", 65536);
+        let build = build.tensor("query", BF16, dims).tensor(key, BF16, dims).tensor("value", BF16, dims);
+        out.iter().fold(build, |build, out| build.tensor(out, BF16, dims)).call()
+    };
+    let forward = work(&layout("aclnnFlashAttentionScore", "key", &["attentionOutOut"]));
+    let backward = work(&layout("aclnnFlashAttentionScoreGrad", "keyIn", &["dqOut", "dkOut", "dvOut"]));
+    assert_eq!(forward.cube_flops, 2.0 * 2.0 * 2.0 * 4.0 * 64.0 * 64.0 * 16.0);
+    assert_eq!(backward.cube_flops, forward.cube_flops * 2.5);
+    // Queries, keys, values, and the gradients of all three.
+    assert_eq!(backward.hbm_bytes, 6.0 * 2.0 * (2 * 4 * 64 * 16) as f64);
+}
+
+#[test]
+fn optimizers_read_and_write_their_state() {
+    let call = Build::new("aclnnApplyAdamWV2")
+        .tensor("varRef", DataType::F32, &[100])
+        .tensor("mRef", DataType::F32, &[100])
+        .tensor("vRef", DataType::F32, &[100])
+        .tensor("grad", DataType::F32, &[100])
+        .call();
+    assert_eq!((work(&call).hbm_bytes, work(&call).vector_flops), (7.0 * 400.0, 16.0 * 2.0 * 100.0));
+    let zero = Build::new("aclnnForeachZeroInplace").list("x", DataType::F32, &[&[10], &[20]]).call();
+    assert_eq!(work(&zero).hbm_bytes, 120.0);
+}
+
+#[test]
 fn vector_work_counts_elements() {
     for (name, call, want) in [
         ("cast", Build::new("aclnnCast").tensor("self", BF16, &[10]).tensor("out", BF16, &[10]).call(), 10.0),
@@ -190,6 +219,14 @@ fn vector_work_counts_elements() {
                 .tensor("value", BF16, &[3, 4, 8])
                 .call(),
             96.0,
+        ),
+        (
+            "square roots over a list: all of it",
+            Build::new("aclnnForeachSqrt")
+                .list("x", DataType::F32, &[&[10], &[2, 3]])
+                .list("out", DataType::F32, &[&[10], &[2, 3]])
+                .call(),
+            5.0 * 2.0 * 16.0,
         ),
         ("rms norm", Build::new("aclnnRmsNorm").tensor("x", BF16, &[4, 8]).tensor("yOut", BF16, &[4, 8]).call(), 160.0),
     ] {

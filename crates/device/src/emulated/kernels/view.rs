@@ -165,6 +165,15 @@ impl View {
         view
     }
 
+    /// The only element of a view that has one, without dimensions.
+    ///
+    /// # Panics
+    /// If there are more or none.
+    pub fn single(&self) -> Self {
+        assert_eq!(self.elements(), 1);
+        Self { ndim: 0, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], ..*self }
+    }
+
     /// The view with dimensions `a` and `b` exchanged.
     pub fn transpose(&self, a: usize, b: usize) -> Self {
         let mut view = *self;

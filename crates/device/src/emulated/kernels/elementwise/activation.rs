@@ -160,8 +160,11 @@ fn prelu(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     real_of(machine, &out, &operands, "out", leaky_relu, leaky_relu)
 }
 
-/// `weight`, if one-dimensional with the dimensions that broadcast it along dimension 1 of a tensor with `ndim` of them.
+/// `weight`: a single one without dimensions, a one-dimensional one with the dimensions that broadcast it along dimension 1 of a tensor with `ndim` of them.
 pub fn per_channel(weight: &View, ndim: usize) -> View {
+    if weight.elements() == 1 {
+        return weight.single();
+    }
     let added = if weight.ndim() == 1 { 2..ndim } else { 0..0 };
     added.fold(*weight, |weight, _| weight.unsqueeze(weight.ndim()))
 }

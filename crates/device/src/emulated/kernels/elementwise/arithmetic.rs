@@ -8,7 +8,7 @@ use super::super::args::Args;
 use super::super::fault::{Outcome, ensure};
 use super::super::lane::{Class, Lane, class};
 use super::number::{Number, Real};
-use super::{Operand, exact, number, number_of, operators, ratio, real};
+use super::{Operand, Value, exact, number, number_of, operators, ratio, real};
 
 operators! {
     exact add => aclnnAdd aclnnAdds aclnnAddV3 aclnnInplaceAdd aclnnInplaceAdds aclnnForeachAddList
@@ -171,7 +171,14 @@ fn clamp(args: &Args<'_>, machine: &mut Machine) -> Outcome {
             let whole = Scalar { dtype: DataType::I64, bits: (absent as i64) as u64 };
             return Ok(if class(x.dtype) == Class::Int { Operand::factor(whole) } else { Operand::number(absent) });
         }
-        super::operand(args, position, None)
+        let bound = super::operand(args, position, None)?;
+        Ok(match bound.value {
+            // An integer result has the bounds without their fraction.
+            Value::Scalar(scalar) if class(out.dtype) == Class::Int && class(scalar.dtype) != Class::Int => {
+                Operand::factor(Scalar { dtype: DataType::I64, bits: scalar.as_i64() as u64 })
+            }
+            _ => bound,
+        })
     };
     let operands = [Operand::tensor(x), bound(1, f64::NEG_INFINITY)?, bound(2, f64::INFINITY)?];
     number_of(machine, &out, &operands, "out", between, between, between)

@@ -30,6 +30,8 @@ pub fn cast(args: &Args<'_>, machine: &mut Machine) -> Outcome {
 /// `selfRef = src`, with broadcasting and conversion.
 pub fn inplace_copy(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (out, source) = (args.output(0)?, args.tensor(1)?);
+    // One element goes anywhere, whatever dimensions it comes with.
+    let source = if source.elements() == 1 { source.single() } else { source };
     copy(machine, &out, &source).map_err(|f| f.about("src"))
 }
 

@@ -41,6 +41,7 @@ operators! {
     real1 sinc => aclnnSinc aclnnInplaceSinc;
     number nan_to_num => aclnnNanToNum aclnnInplaceNanToNum;
     real logit => aclnnLogit;
+    real1 angle => aclnnAngleV2;
     real atan2 => aclnnAtan2 aclnnInplaceAtan2;
     real log_add_exp => aclnnLogAddExp;
     real log_add_exp2 => aclnnLogAddExp2;
@@ -143,6 +144,17 @@ fn nan_to_num<T: Number>([x, nan, positive, negative]: [T; 4]) -> T {
         positive
     } else {
         negative
+    }
+}
+
+/// Angle of a real number in the complex plane: 0 or π.
+fn angle<T: Real>(x: T) -> T {
+    if x.is_nan() {
+        x
+    } else if x < T::default() {
+        T::real(std::f64::consts::PI)
+    } else {
+        T::default()
     }
 }
 

@@ -19,7 +19,7 @@ operators! {
     real gelu_by => aclnnGeluBackwardV2;
     real fast_gelu => aclnnFastGeluBackward;
     real mish => aclnnMishBackward;
-    real log_sigmoid => aclnnLogSigmoidBackward;
+    custom log_sigmoid => aclnnLogSigmoidBackward;
     real softplus => aclnnSoftplusBackward;
     real leaky_relu => aclnnLeakyReluBackward;
     real elu => aclnnEluBackward;
@@ -94,9 +94,13 @@ fn mish<T: Real>([gradient, x]: [T; 2]) -> T {
     gradient * (t + x * x.sigmoid() * (one::<T>() - t * t))
 }
 
-/// The buffer of the forward pass is not needed.
-fn log_sigmoid<T: Real>([gradient, x, _]: [T; 3]) -> T {
-    gradient * (-x).sigmoid()
+/// The buffer of the forward pass, which may have any shape, is not needed.
+fn log_sigmoid(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    fn slope<T: Real>([gradient, x]: [T; 2]) -> T {
+        gradient * (-x).sigmoid()
+    }
+    let (operands, out) = ([args.tensor(0)?, args.tensor(1)?].map(Operand::tensor), args.output(3)?);
+    real_of(machine, &out, &operands, "gradInput", slope, slope)
 }
 
 fn softplus<T: Real>([gradient, x, beta, threshold]: [T; 4]) -> T {

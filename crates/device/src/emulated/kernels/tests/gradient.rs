@@ -40,7 +40,7 @@ fn derivatives_match_differences() {
         (ops::aclnnGeluV2, vec![A::I(1)], ops::aclnnGeluBackwardV2, vec![G, X, P::Is(A::Str("tanh"))]),
         (ops::aclnnFastGelu, vec![], ops::aclnnFastGeluBackward, vec![G, X]),
         (ops::aclnnMish, vec![], ops::aclnnMishBackward, vec![G, X]),
-        (ops::aclnnLogSigmoid, vec![], ops::aclnnLogSigmoidBackward, vec![G, X, X]),
+        (ops::aclnnLogSigmoid, vec![], ops::aclnnLogSigmoidBackward, vec![G, X, P::Is(A::Null)]),
         (ops::aclnnSoftplus, vec![double(2.0), double(6.0)], ops::aclnnSoftplusBackward, vec![G, X, is(2.0), is(6.0)]),
         (ops::aclnnLeakyRelu, vec![double(0.1)], ops::aclnnLeakyReluBackward, vec![G, X, is(0.1), P::Is(A::B(false))]),
         (
@@ -236,6 +236,9 @@ fn prelu_has_a_slope_a_channel() {
     let (single, out_single) = (lab.tensor(F32, &[1], &[2.0]), lab.room(F32, &[1]));
     lab.ok(ops::aclnnPreluBackward, &[A::T(g), A::T(x), A::T(single), A::T(out), A::T(out_single)]);
     assert_eq!(lab.read(&out_single), [-23.0]);
+    let (alone, result) = (lab.tensor(F32, &[], &[-3.0]), lab.room(F32, &[]));
+    lab.ok(ops::aclnnPrelu, &[A::T(alone), A::T(single), A::T(result)]);
+    assert_eq!(lab.read(&result), [-6.0]);
     let three = lab.tensor(F32, &[3], &[1.0; 3]);
     lab.refused(ops::aclnnPrelu, &[A::T(x), A::T(three), A::T(out)], "do not broadcast");
 }

@@ -279,6 +279,7 @@ fn extrema_keep_nan_and_clamps_prefer_the_upper_bound() {
     check(ops::aclnnMaximum, I64, I64, &[&[1.0, -5.0], &[0.0, -4.0]], &[], &[1.0, -4.0]);
     check(ops::aclnnClamp, I64, I64, &[&[-9.0, 9.0, 1.0]], &[A::Null, whole(3)], &[-9.0, 3.0, 1.0]);
     check(ops::aclnnClampMin, I32, I32, &[&[-9.0, 9.0]], &[whole(0)], &[0.0, 9.0]);
+    check(ops::aclnnHardtanh, I64, I64, &[&[-9.0, 0.0, 9.0]], &[double(-0.5), double(2.5)], &[0.0, 0.0, 2.0]);
     check(ops::aclnnClamp, I64, F32, &[&[-9.0, 9.0]], &[double(0.5), double(2.5)], &[0.5, 2.5]);
 }
 
