@@ -39,7 +39,7 @@ fn relu<T: Number>(x: T) -> T {
 }
 
 /// `x · sigmoid(x)`.
-pub fn silu<T: Real>(x: T) -> T {
+fn silu<T: Real>(x: T) -> T {
     x / (T::real(1.0) + (-x).exp())
 }
 
