@@ -100,6 +100,16 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// Entries of a list of tensors, of which some may be absent.
+    pub fn optional_tensors(&self, position: usize) -> Outcome<Vec<Option<View>>> {
+        self.tensors(position)?.map(|view| view.map(Some)).collect()
+    }
+
+    /// Tensors of a list that are written.
+    pub fn outputs(&self, position: usize) -> Outcome<Vec<View>> {
+        self.tensors(position)?.map(|view| self.writable(position, view?)).collect()
+    }
+
     /// A scalar of a type that kernels compute with.
     pub fn scalar(&self, position: usize) -> Outcome<Scalar> {
         let name = self.name(position);
@@ -122,6 +132,14 @@ impl<'a> Args<'a> {
     /// An integer, bool or data type.
     pub fn int(&self, position: usize) -> Outcome<i64> {
         self.call.int(position).ok_or_else(|| Fault::new("an integer is required").about(self.name(position)))
+    }
+
+    /// The bits of a 64-bit integer, signed or not: a seed.
+    pub fn bits(&self, position: usize) -> Outcome<u64> {
+        match self.call.args.get(position) {
+            Some(Arg::UInt(value)) => Ok(*value),
+            _ => self.int(position).map(|value| value as u64),
+        }
     }
 
     /// A floating-point number.
@@ -147,9 +165,13 @@ impl<'a> Args<'a> {
 
     /// A dimension index of a tensor with `ndim` dimensions; negative ones count from the end.
     pub fn dim(&self, position: usize, ndim: usize) -> Outcome<usize> {
-        let dim = self.int(position)?;
-        let ndim = ndim.max(1) as i64;
-        ensure!((-ndim..ndim).contains(&dim), "{}: dimension {dim} of a tensor with {ndim}", self.name(position));
-        Ok(dim.rem_euclid(ndim) as usize)
+        wrap_dim(self.name(position), self.int(position)?, ndim)
     }
+}
+
+/// Dimension `dim` of a tensor with `ndim` dimensions (0-d counts as one); negative ones count from the end.
+pub fn wrap_dim(name: &str, dim: i64, ndim: usize) -> Outcome<usize> {
+    let ndim = ndim.max(1) as i64;
+    ensure!((-ndim..ndim).contains(&dim), "{name}: dimension {dim} of a tensor with {ndim}");
+    Ok(dim.rem_euclid(ndim) as usize)
 }

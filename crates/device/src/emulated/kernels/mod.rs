@@ -8,18 +8,23 @@
 //! because an engine must give a request the same tokens whatever runs beside it: a row of a product ([`gemm`]) and a row
 //! of attention ([`attention`]) have the same bits in any batch.
 
+mod advanced_index;
 mod args;
 mod attention;
+mod axes;
 mod batch_norm;
+mod bits;
 mod class_loss;
 mod convolution;
 mod elementwise;
+mod extremum;
 mod fault;
 mod fill;
 mod format;
+mod gather;
 mod gemm;
 mod grouped;
-mod index;
+mod indices;
 mod kv_cache;
 mod lane;
 mod layer_norm;
@@ -29,12 +34,22 @@ mod matmul;
 mod moe;
 mod nest;
 mod norm;
+mod number;
 mod product;
+mod random;
 mod real;
+mod reduce;
 mod rope;
 mod rotary;
+mod sample;
+mod scan;
+mod scatter;
+mod select;
+mod shape;
 mod softmax;
+mod sort;
 mod swi_glu;
+mod triangle;
 mod view;
 
 #[cfg(test)]
@@ -120,6 +135,7 @@ pub type Family = &'static [(OpId, Kernel)];
 
 /// Every operator that this device computes, by family: each file lists its own.
 pub const FAMILIES: &[Family] = &[
+    advanced_index::KERNELS,
     attention::flash::KERNELS,
     attention::grad::KERNELS,
     attention::infer::KERNELS,
@@ -134,20 +150,30 @@ pub const FAMILIES: &[Family] = &[
     elementwise::functions::KERNELS,
     elementwise::gradient::KERNELS,
     elementwise::optimizer::KERNELS,
+    extremum::KERNELS,
     fill::KERNELS,
     format::KERNELS,
+    gather::KERNELS,
     grouped::KERNELS,
-    index::KERNELS,
     kv_cache::KERNELS,
     layer_norm::KERNELS,
     loss::KERNELS,
     matmul::KERNELS,
     moe::KERNELS,
     norm::KERNELS,
+    random::KERNELS,
+    reduce::KERNELS,
     rope::KERNELS,
     rotary::KERNELS,
+    sample::KERNELS,
+    scan::KERNELS,
+    scatter::KERNELS,
+    select::KERNELS,
+    shape::KERNELS,
     softmax::KERNELS,
+    sort::KERNELS,
     swi_glu::KERNELS,
+    triangle::KERNELS,
 ];
 
 /// Every operator that this device computes.

@@ -99,13 +99,17 @@ impl<const N: usize> Nest<N> {
     }
 
     /// Calls `body` for every row, outermost dimension slowest.
-    pub fn rows(&self, mut body: impl FnMut([Row; N])) {
+    pub fn rows(&self, body: impl FnMut([Row; N])) {
+        self.rows_at(self.starts, body);
+    }
+
+    /// The same for views of these sizes and strides that start elsewhere; what they reach must lie inside memory.
+    pub fn rows_at(&self, mut starts: [usize; N], mut body: impl FnMut([Row; N])) {
         if self.empty {
             return;
         }
         let inner = self.ndim - 1;
         let mut index = [0usize; MAX_DIMS];
-        let mut starts = self.starts;
         loop {
             body(std::array::from_fn(|v| {
                 Row::new(self.dtypes[v], starts[v], self.strides[v][inner], self.dims[inner])

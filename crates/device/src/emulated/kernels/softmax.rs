@@ -5,8 +5,8 @@
 use acl_abi::ops;
 
 use super::args::Args;
+use super::axes::move_last;
 use super::fault::{Outcome, ensure};
-use super::index::move_last;
 use super::lane::{self, Class, class};
 use super::nest::lines;
 use super::real::{Real, float, shaped, with_real};

@@ -146,7 +146,7 @@ impl View {
     /// If there is no such index.
     pub fn select(&self, dim: usize, index: usize) -> Self {
         assert!(index < self.dim(dim), "index {index} of dimension {dim} with size {}", self.dim(dim));
-        let mut view = self.remove(dim);
+        let mut view = self.without(dim);
         view.start = self.start.wrapping_add_signed((index as isize).wrapping_mul(self.strides[dim]));
         view
     }
@@ -172,6 +172,52 @@ impl View {
     pub fn single(&self) -> Self {
         assert_eq!(self.elements(), 1);
         Self { ndim: 0, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], ..*self }
+    }
+
+    /// `count` indices of dimension `dim`, from `from` on, every `step`-th.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn step(&self, dim: usize, from: usize, step: isize, count: usize) -> Self {
+        let last = (count as isize - 1).checked_mul(step).and_then(|reach| reach.checked_add(from as isize));
+        let size = self.dim(dim) as isize;
+        let inside = (from as isize) < size && last.is_some_and(|last| (0..size).contains(&last));
+        assert!(count == 0 || inside, "{count} of {size} from {from} by {step}");
+        let mut view = *self;
+        view.dims[dim] = count;
+        view.strides[dim] = self.strides[dim].wrapping_mul(step);
+        if count > 0 {
+            view.start = self.start.wrapping_add_signed((from as isize).wrapping_mul(self.strides[dim]));
+        }
+        view
+    }
+
+    /// The first `count` elements whose indices are all equal.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn diagonal(&self, count: usize) -> Self {
+        assert!(self.dims().iter().all(|&d| count <= d));
+        let mut view = Self { ndim: 1, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], ..*self };
+        view.dims[0] = count;
+        view.strides[0] = self.strides().iter().fold(0, |sum: isize, &stride| sum.wrapping_add(stride));
+        view
+    }
+
+    /// A row-major view of these sizes from the first element on.
+    ///
+    /// # Panics
+    /// If this view is not contiguous, or smaller.
+    pub fn packed(&self, dims: &[usize]) -> Self {
+        assert!(self.is_contiguous() && dims.iter().product::<usize>() <= self.elements());
+        let mut view = Self { ndim: dims.len(), dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], ..*self };
+        let mut stride = 1;
+        for (dim, &size) in dims.iter().enumerate().rev() {
+            view.dims[dim] = size;
+            view.strides[dim] = stride;
+            stride *= size.max(1) as isize;
+        }
+        view
     }
 
     /// The view with dimensions `a` and `b` exchanged.
@@ -256,7 +302,9 @@ impl View {
         }, else => unsupported(self.dtype));
     }
 
-    fn remove(&self, dim: usize) -> Self {
+    /// The view at the first index of dimension `dim`, one dimension less; where the dimension is empty there is no such
+    /// element, and the result must not be read.
+    pub fn without(&self, dim: usize) -> Self {
         let mut view = *self;
         view.dims.copy_within(dim + 1..self.ndim, dim);
         view.strides.copy_within(dim + 1..self.ndim, dim);
