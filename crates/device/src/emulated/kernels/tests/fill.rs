@@ -84,7 +84,8 @@ fn normal_numbers_depend_on_seed_and_index_only() {
     );
     assert_eq!(draw(&mut lab, Lay::Reversed, 1000, 42, 0), values[..1000], "layout does not matter");
     let other = draw(&mut lab, Lay::Plain, 1000, 42, 10);
-    assert!(other.iter().all(|v| !values.contains(v)), "a call with another offset shares no number");
+    let repeats = other.chunks_exact(4).any(|run| values.windows(4).any(|window| window == run));
+    assert!(!repeats, "a call with another offset draws other numbers");
     assert_ne!(draw(&mut lab, Lay::Plain, 1000, 43, 0), values[..1000]);
     let int = lab.room(I32, &[4]);
     lab.refused(ops::aclnnInplaceNormal, &[A::T(int), A::F(0.0), A::F(1.0), A::I(0), A::I(0)], "holds no fractions");
