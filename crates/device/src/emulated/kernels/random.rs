@@ -66,7 +66,7 @@ impl Source {
     /// 64 random bits for element `index`.
     pub fn bits(self, index: usize) -> u64 {
         let words = philox([index as u64 / 2, self.offset], self.seed);
-        let [low, high] = if index % 2 == 0 { [words[0], words[1]] } else { [words[2], words[3]] };
+        let [low, high] = if index.is_multiple_of(2) { [words[0], words[1]] } else { [words[2], words[3]] };
         u64::from(high) << 32 | u64::from(low)
     }
 
@@ -211,7 +211,7 @@ fn random(args: &Args<'_>, machine: &mut Machine, bounded: bool, source: Source)
         (0, span)
     };
     // The high word of bits·span is uniform below span to within span/2⁶⁴.
-    let whole = |i: usize| from.wrapping_add((u128::from(source.bits(i)) * u128::from(span) >> 64) as i64);
+    let whole = |i: usize| from.wrapping_add(((u128::from(source.bits(i)) * u128::from(span)) >> 64) as i64);
     store_all(machine, &out, |from, piece: &mut [i64]| {
         piece.iter_mut().enumerate().for_each(|(i, slot)| *slot = whole(from + i));
     })
@@ -259,7 +259,7 @@ fn bernoulli(args: &Args<'_>, machine: &mut Machine, from_tensor: bool) -> Outco
 fn exponential(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (out, count, lambda, source) = (args.output(0)?, args.int(1)?, args.float(2)?, Source::fixed(args, 3)?);
     floating(args, 0, &out)?;
-    ensure!(lambda > 0.0, "lambda: {lambda} is not positive");
+    ensure!(lambda.is_finite() && lambda.is_sign_positive() && lambda != 0.0, "lambda: {lambda} is not positive");
     ensure!(count == out.elements() as i64, "count: {count} of {} elements", out.elements());
     fill(machine, &out, |i| source.exponential(i) / lambda)
 }

@@ -175,7 +175,7 @@ fn constant_pad(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (x, value, out) = (args.tensor(0)?, args.scalar(2)?, args.output(3)?);
     let pads = args.ints(1).unwrap_or_default();
     ensure!(
-        pads.len() % 2 == 0 && pads.len() / 2 <= x.ndim(),
+        pads.len().is_multiple_of(2) && pads.len() / 2 <= x.ndim(),
         "pad: {} numbers for {} dimensions",
         pads.len(),
         x.ndim()
