@@ -3,7 +3,9 @@
 use acl_abi::{Scalar, ops};
 
 use super::args::Args;
+use super::elementwise::copy;
 use super::fault::{Outcome, ensure};
+use super::indices::at_least_1d;
 use super::lane::{Class, class};
 use super::nest::store_all;
 use super::view::View;
@@ -13,6 +15,7 @@ use super::{Family, Machine};
 pub const KERNELS: Family = &[
     (ops::aclnnArange, arange),
     (ops::aclnnInplaceFillScalar, inplace_fill_scalar),
+    (ops::aclnnInplaceFillTensor, inplace_fill_tensor),
     (ops::aclnnInplaceOne, inplace_one),
     (ops::aclnnInplaceZero, inplace_zero),
 ];
@@ -42,6 +45,13 @@ pub fn inplace_one(args: &Args<'_>, machine: &mut Machine) -> Outcome {
 pub fn inplace_fill_scalar(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (out, value) = (args.output(0)?, args.scalar(1)?);
     fill(machine, &out, value)
+}
+
+/// `selfRef = value`, which is in memory.
+pub fn inplace_fill_tensor(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (out, value) = (args.output(0)?, args.tensor(1)?);
+    ensure!(value.elements() == 1 && value.ndim() <= 1, "value: shape {:?}, want one element", value.dims());
+    copy(machine, &out, &at_least_1d(value).select(0, 0))
 }
 
 /// Sets every element of `out`.

@@ -16,6 +16,7 @@ mod batch_norm;
 mod bits;
 mod class_loss;
 mod convolution;
+mod dropout;
 mod elementwise;
 mod extremum;
 mod fault;
@@ -24,7 +25,9 @@ mod format;
 mod gather;
 mod gemm;
 mod grouped;
+mod index_write;
 mod indices;
+mod interleave;
 mod kv_cache;
 mod lane;
 mod layer_norm;
@@ -32,11 +35,13 @@ mod loss;
 mod math;
 mod matmul;
 mod moe;
+mod moments;
 mod nest;
 mod norm;
 mod number;
 mod product;
 mod random;
+mod range;
 mod real;
 mod reduce;
 mod rope;
@@ -44,12 +49,16 @@ mod rotary;
 mod sample;
 mod scan;
 mod scatter;
+mod search;
 mod select;
 mod shape;
 mod softmax;
 mod sort;
 mod swi_glu;
 mod triangle;
+mod unfold;
+mod unique;
+mod update;
 mod view;
 
 #[cfg(test)]
@@ -142,6 +151,7 @@ pub const FAMILIES: &[Family] = &[
     batch_norm::KERNELS,
     class_loss::KERNELS,
     convolution::KERNELS,
+    dropout::KERNELS,
     elementwise::activation::KERNELS,
     elementwise::arithmetic::KERNELS,
     elementwise::compare::KERNELS,
@@ -155,25 +165,33 @@ pub const FAMILIES: &[Family] = &[
     format::KERNELS,
     gather::KERNELS,
     grouped::KERNELS,
+    index_write::KERNELS,
+    interleave::KERNELS,
     kv_cache::KERNELS,
     layer_norm::KERNELS,
     loss::KERNELS,
     matmul::KERNELS,
     moe::KERNELS,
+    moments::KERNELS,
     norm::KERNELS,
     random::KERNELS,
+    range::KERNELS,
     reduce::KERNELS,
     rope::KERNELS,
     rotary::KERNELS,
     sample::KERNELS,
     scan::KERNELS,
     scatter::KERNELS,
+    search::KERNELS,
     select::KERNELS,
     shape::KERNELS,
     softmax::KERNELS,
     sort::KERNELS,
     swi_glu::KERNELS,
     triangle::KERNELS,
+    unfold::KERNELS,
+    unique::KERNELS,
+    update::KERNELS,
 ];
 
 /// Every operator that this device computes.

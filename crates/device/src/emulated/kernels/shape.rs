@@ -8,7 +8,6 @@ use super::args::{Args, wrap_dim};
 use super::elementwise::copy;
 use super::fault::{Outcome, ensure};
 use super::lane;
-use super::nest::store_all;
 use super::view::View;
 use super::{Family, Machine};
 
@@ -99,7 +98,7 @@ fn chunk_cat(args: &Args<'_>, machine: &mut Machine) -> Outcome {
         width += view.dim(dim).div_ceil(chunks) * rest;
     }
     ensure!(out.dims()[dim..] == [chunks, width], "out: shape {:?}, want [… {chunks}, {width}]", out.dims());
-    store_all(machine, &out, |_, piece: &mut [i64]| piece.fill(0))?;
+    super::fill::zero(machine, &out)?;
     let mut from = 0;
     for view in &parts {
         let size = view.dim(dim).div_ceil(chunks);

@@ -15,6 +15,8 @@ mod matmul;
 mod moe;
 mod norm;
 mod operations;
+mod reduce;
 mod rotary_and_cache;
 mod softmax;
+mod sort;
 mod table;
