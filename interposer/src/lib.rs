@@ -37,6 +37,7 @@ pub mod fetch;
 pub mod handle;
 pub mod hints;
 pub mod host;
+pub mod ipc;
 pub mod lines;
 pub mod link;
 pub mod log;

@@ -311,6 +311,11 @@ impl Link {
         lock(&self.space).holder(addr)
     }
 
+    /// Notes memory of another process that was imported.
+    pub fn imported(&self, addr: u64, size: u64) {
+        lock(&self.space).allocated(addr, size);
+    }
+
     /// Reserves addresses.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use crate::error::Failure;
 use crate::event::Event;
 use crate::handle::{Kind, Table, lock};
 use crate::host::HostBlocks;
+use crate::ipc::Keys;
 use crate::link::Link;
 use crate::log::log;
 use crate::objects::Objects;
@@ -75,6 +76,8 @@ pub struct Process {
     pub physical: Table<Option<Physical>>,
     /// Contexts.
     pub contexts: Table<Context>,
+    /// Keys of shared memory.
+    pub keys: Keys,
     /// Which device was allowed to reach which.
     pub peers: Peers,
     /// Host memory that did not fit into an arena.
@@ -162,6 +165,7 @@ impl Process {
             events: Table::new(Kind::Event, id),
             physical: Table::new(Kind::Physical, id),
             contexts: Table::new(Kind::Context, id),
+            keys: Keys::default(),
             peers: Peers::default(),
             host: HostBlocks::default(),
             settings: Settings::default(),
@@ -219,6 +223,7 @@ impl Process {
         self.streams.clear(|s| *s = None);
         self.events.clear(|e| *e = None);
         self.physical.clear(|p| *p = None);
+        self.keys.clear();
         for slot in &self.slots {
             let link = lock(&slot.link).take();
             drop(link);

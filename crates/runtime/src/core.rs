@@ -32,6 +32,7 @@ use crate::limits::Limits;
 use crate::memory::Released;
 use crate::pool::Pool;
 use crate::port::Port;
+use crate::shares::Shares;
 use crate::tenant::{PhaseCount, Tenant};
 use crate::translate;
 
@@ -110,12 +111,13 @@ pub(crate) enum Request {
     Map { addr: u64, size: u64, offset: u64, handle: u64 },
 }
 
-/// Gives memory back to the device.
-pub(crate) fn give_back(device: &mut dyn Device, released: Released) {
+/// Gives memory of a session back to the device, unless another session holds it too.
+pub(crate) fn give_back(device: &mut dyn Device, shares: &mut Shares, session: u64, released: Released) {
     match released {
-        Released::Block(addr) => device.free(addr),
+        Released::Block(addr) if shares.let_go(session, addr) => device.free(addr),
+        Released::Handle(addr) if shares.let_go(session, addr) => device.free_handle(addr),
+        Released::Block(_) | Released::Handle(_) => {}
         Released::Piece(addr) => device.unmap(addr),
-        Released::Handle(addr) => device.free_handle(addr),
         Released::Window(addr) => device.release(addr),
     }
 }
@@ -131,6 +133,8 @@ pub struct Core {
     pub(crate) items: Items,
     pub(crate) pool: Pool,
     pub(crate) parked: Vec<Parked>,
+    /// Memory that several sessions hold.
+    pub(crate) shares: Shares,
     /// Next physical stream; never reused, the device keeps nothing of an idle one.
     pub(crate) next_physical: u32,
     /// The time that everything has been brought up to.
@@ -184,6 +188,7 @@ impl Core {
             items: Items::default(),
             pool: Pool::default(),
             parked: Vec::new(),
+            shares: Shares::default(),
             next_physical: 0,
             time: 0,
             urgent: 0,
@@ -249,7 +254,9 @@ impl Core {
         }
         self.dropped = dropped;
         self.parked.retain(|p| p.session != session);
-        tenant.space.release_all(|released| give_back(&mut *self.device, released));
+        let Self { device, shares, .. } = self;
+        tenant.space.release_all(|released| give_back(&mut **device, shares, session, released));
+        self.settle_shares();
         self.advance(now);
     }
 
@@ -370,7 +377,7 @@ impl Core {
         let Completion { token, at, result, extent, cmd } = completion;
         self.in_flight -= 1;
         self.pool.recycle(cmd);
-        let Self { items, tenants, device, dispatcher, urgent, phases, time, faults_total, .. } = self;
+        let Self { items, tenants, device, shares, dispatcher, urgent, phases, time, faults_total, .. } = self;
         items.finish(token, |entry| {
             *urgent -= usize::from(entry.is_urgent());
             let Purpose::Work(stream) = entry.purpose else { unreachable!("only work is submitted") };
@@ -381,7 +388,10 @@ impl Core {
             tenant.unordered -= usize::from(stream.is_none());
             tenant.items -= 1;
             tenant.in_flight -= 1;
-            translate::unpin(&mut tenant.space, &mut entry.pins, |released| give_back(&mut **device, released));
+            let session = entry.session;
+            translate::unpin(&mut tenant.space, &mut entry.pins, |released| {
+                give_back(&mut **device, shares, session, released);
+            });
             if let Some(block) = entry.staging {
                 port.release_staging(block);
             }

@@ -27,6 +27,8 @@ mod memory_records;
 mod pool;
 mod port;
 mod records;
+mod share_records;
+mod shares;
 pub mod snapshot;
 mod tenant;
 mod translate;

@@ -90,23 +90,23 @@ impl Core {
     }
 
     pub(crate) fn release(&mut self, session: u64, addr: u64, reply: ReplyTo) {
-        let Self { tenants, device, .. } = self;
+        let Self { tenants, device, shares, .. } = self;
         let Some((tenant, _)) = tenants.get_mut(&session) else { return };
-        let result = tenant.space.release(addr, |released| give_back(&mut **device, released));
+        let result = tenant.space.release(addr, |released| give_back(&mut **device, shares, session, released));
         self.answer(session, reply, result.map(|()| Reply::ok()).map_err(|e| fault("aclrtReleaseMemAddress", e)));
     }
 
     pub(crate) fn free_physical(&mut self, session: u64, handle: u64, reply: ReplyTo) {
-        let Self { tenants, device, .. } = self;
+        let Self { tenants, device, shares, .. } = self;
         let Some((tenant, _)) = tenants.get_mut(&session) else { return };
-        let result = tenant.space.free_handle(handle, |released| give_back(&mut **device, released));
+        let result = tenant.space.free_handle(handle, |released| give_back(&mut **device, shares, session, released));
         self.answer(session, reply, result.map(|()| Reply::ok()).map_err(|e| fault("aclrtFreePhysical", e)));
     }
 
     pub(crate) fn unmap(&mut self, session: u64, addr: u64, reply: ReplyTo) {
-        let Self { tenants, device, .. } = self;
+        let Self { tenants, device, shares, .. } = self;
         let Some((tenant, _)) = tenants.get_mut(&session) else { return };
-        let result = tenant.space.unmap_handle(addr, |released| give_back(&mut **device, released));
+        let result = tenant.space.unmap_handle(addr, |released| give_back(&mut **device, shares, session, released));
         self.answer(session, reply, result.map(|()| Reply::ok()).map_err(|e| fault("aclrtUnmapMem", e)));
     }
 }

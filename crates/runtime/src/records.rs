@@ -135,11 +135,27 @@ impl Core {
             }
             Record::Release { addr, reply } => self.release(session, addr, reply),
             Record::Unmap { addr, reply } => self.unmap(session, addr, reply),
+            Record::Export { handle, subject, size, named_only, reply } => {
+                let result = self.export(session, handle, subject, size, named_only);
+                self.answer(session, reply, result);
+            }
+            Record::ExportAllow { key, pid, reply } => {
+                let result = self.export_allow(session, key, pid);
+                self.answer(session, reply, result);
+            }
+            Record::ExportClose { key, reply } => {
+                let result = self.export_close(session, key);
+                self.answer(session, reply, result);
+            }
+            Record::Import { key, handle, reply } => {
+                let result = self.import(session, key, handle);
+                self.answer(session, reply, result);
+            }
             Record::Free { addr, reply } => {
                 let result = match self.tenant(session).0.space.unmap(addr) {
                     Ok(released) => {
                         if let Some(released) = released {
-                            give_back(&mut *self.device, released);
+                            give_back(&mut *self.device, &mut self.shares, session, released);
                         }
                         Ok(Reply::ok())
                     }
@@ -280,11 +296,13 @@ impl Core {
 
     /// The dispatcher did not take an item.
     fn take_back(&mut self, session: u64, stream: Option<u32>, token: u64, why: String) {
-        let Self { items, pool, urgent, tenants, device, .. } = self;
+        let Self { items, pool, urgent, tenants, device, shares, .. } = self;
         let (tenant, port) = tenants.get_mut(&session).expect("checked on entry of `record`");
         let reply = items.finish(token, |entry| {
             *urgent -= usize::from(entry.is_urgent());
-            translate::unpin(&mut tenant.space, &mut entry.pins, |released| give_back(&mut **device, released));
+            translate::unpin(&mut tenant.space, &mut entry.pins, |released| {
+                give_back(&mut **device, shares, session, released);
+            });
             if let Some(command) = entry.command.take() {
                 pool.recycle(command);
             }

@@ -115,6 +115,10 @@ impl Replier {
             | Record::PhysicalFree { reply, .. }
             | Record::Map { reply, .. }
             | Record::Unmap { reply, .. }
+            | Record::Export { reply, .. }
+            | Record::ExportAllow { reply, .. }
+            | Record::ExportClose { reply, .. }
+            | Record::Import { reply, .. }
             | Record::OpAnswered { reply, .. } => Some(reply),
             Record::CopyIn { ref source, reply, .. } => {
                 match *source {

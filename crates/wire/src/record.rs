@@ -165,6 +165,30 @@ pub enum Record<'a> {
         addr: u64,
         reply: ReplyTo,
     },
+    /// Lets other processes of the tenant import the allocation that begins at address `subject`, or physical handle number
+    /// `subject`; with `named_only` those that [`Record::ExportAllow`] names.
+    Export {
+        handle: bool,
+        subject: u64,
+        size: u64,
+        named_only: bool,
+        reply: ReplyTo,
+    },
+    ExportAllow {
+        key: [u64; 4],
+        pid: u32,
+        reply: ReplyTo,
+    },
+    ExportClose {
+        key: [u64; 4],
+        reply: ReplyTo,
+    },
+    /// Imports what the key is good for: an allocation, or a physical handle.
+    Import {
+        key: [u64; 4],
+        handle: bool,
+        reply: ReplyTo,
+    },
     /// Host to device.
     CopyIn {
         dst: u64,
@@ -228,6 +252,7 @@ tags! {
     EVENT_RECORD = 8 EVENT_RESET = 9 STREAM_WAIT_EVENT = 10 EVENT_SYNC = 11 EVENT_QUERY = 12 EVENT_ELAPSED = 13 MALLOC = 14
     FREE = 15 MEM_INFO = 16 COPY_IN = 17 COPY_OUT = 18 COPY_DEVICE = 19 MEMSET = 20 OP = 21 HINT = 22
     RESERVE = 40 RELEASE = 41 PHYSICAL_ALLOC = 42 PHYSICAL_FREE = 43 MAP = 44 UNMAP = 45
+    EXPORT = 46 EXPORT_ALLOW = 47 EXPORT_CLOSE = 48 IMPORT = 49
     OP_ANSWERED = 60 STREAM_FETCH = 61
 }
 
@@ -452,6 +477,27 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
             put_numbers(tag::MAP, &[addr, size, offset, handle], reply, out);
         }
         Record::Unmap { addr, reply } => put_numbers(tag::UNMAP, &[addr], reply, out),
+        Record::Export { handle, subject, size, named_only, reply } => {
+            out.u8(tag::EXPORT);
+            out.u8(u8::from(handle));
+            out.u8(u8::from(named_only));
+            out.u64(subject);
+            out.u64(size);
+            put_reply(reply, out);
+        }
+        Record::ExportAllow { key, pid, reply } => {
+            out.u8(tag::EXPORT_ALLOW);
+            out.u32(pid);
+            key.iter().for_each(|&word| out.u64(word));
+            put_reply(reply, out);
+        }
+        Record::ExportClose { key, reply } => put_numbers(tag::EXPORT_CLOSE, &key, reply, out),
+        Record::Import { key, handle, reply } => {
+            out.u8(tag::IMPORT);
+            out.u8(u8::from(handle));
+            key.iter().for_each(|&word| out.u64(word));
+            put_reply(reply, out);
+        }
         Record::CopyIn { dst, ref source, stream, reply } => {
             out.u8(tag::COPY_IN);
             out.u64(dst);
@@ -506,6 +552,18 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
 
 fn take_reply(r: &mut Reader<'_>) -> Result<ReplyTo, DecodeError> {
     Ok(ReplyTo { slot: r.u16()?, seq: r.u32()? })
+}
+
+fn take_flag(r: &mut Reader<'_>) -> Result<bool, DecodeError> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(DecodeError::Unknown { what: "flag", value: u64::from(other) }),
+    }
+}
+
+fn take_key(r: &mut Reader<'_>) -> Result<[u64; 4], DecodeError> {
+    Ok([r.u64()?, r.u64()?, r.u64()?, r.u64()?])
 }
 
 fn take_range(r: &mut Reader<'_>) -> Result<ArenaRange, DecodeError> {
@@ -568,6 +626,19 @@ fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeErro
             Record::Map { addr: r.u64()?, size: r.u64()?, offset: r.u64()?, handle: r.u64()?, reply: take_reply(r)? }
         }
         tag::UNMAP => Record::Unmap { addr: r.u64()?, reply: take_reply(r)? },
+        tag::EXPORT => {
+            let (handle, named_only) = (take_flag(r)?, take_flag(r)?);
+            Record::Export { handle, subject: r.u64()?, size: r.u64()?, named_only, reply: take_reply(r)? }
+        }
+        tag::EXPORT_ALLOW => {
+            let pid = r.u32()?;
+            Record::ExportAllow { key: take_key(r)?, pid, reply: take_reply(r)? }
+        }
+        tag::EXPORT_CLOSE => Record::ExportClose { key: take_key(r)?, reply: take_reply(r)? },
+        tag::IMPORT => {
+            let handle = take_flag(r)?;
+            Record::Import { key: take_key(r)?, handle, reply: take_reply(r)? }
+        }
         tag::COPY_IN => {
             let (dst, source) = (r.u64()?, take_source(r)?);
             let (stream, reply) = take_optional(r)?;

@@ -225,6 +225,10 @@ impl<'a> Source<'a> {
         }
     }
 
+    fn key(&mut self) -> [u64; 4] {
+        std::array::from_fn(|_| self.u64())
+    }
+
     /// A valid record, with its call if it is an operator.
     pub fn record(&mut self) -> (Record<'a>, Option<OpCall>) {
         let kind = self.below(60);
@@ -273,6 +277,13 @@ impl<'a> Source<'a> {
                 reply: self.reply(),
             },
             35 => Record::Unmap { addr: self.u64(), reply: self.reply() },
+            36 => {
+                let (handle, named_only) = (a & 1 == 1, a & 2 == 2);
+                Record::Export { handle, subject: self.u64(), size: self.u64(), named_only, reply: self.reply() }
+            }
+            37 => Record::ExportAllow { key: self.key(), pid: a, reply: self.reply() },
+            38 => Record::ExportClose { key: self.key(), reply: self.reply() },
+            39 => Record::Import { key: self.key(), handle: a & 1 == 1, reply: self.reply() },
             27 => Record::StreamFetch { stream: a, dst: self.range(), src: self.u64(), reply: self.reply() },
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
@@ -479,7 +490,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 30);
+        assert_eq!(tags.len(), 34);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }

@@ -90,6 +90,10 @@ fn free(devPtr: Opaque) -> Result<(), Failure> {
     }
     let addr = devPtr.addr() as u64;
     match process.link_of(addr) {
+        Some(_) if process.keys.is_import(addr) => {
+            let text = format!("parameter devPtr: {addr:#x} is memory of another process; aclrtIpcMemClose lets it go");
+            Err(Failure::invalid(text))
+        }
         Some(link) => link.free(addr),
         None => {
             let text = format!("parameter devPtr: {addr:#x} is not a device address of this process");

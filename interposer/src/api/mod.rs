@@ -10,6 +10,7 @@ pub mod descriptors;
 pub mod device;
 pub mod event;
 pub mod init;
+pub mod ipc;
 pub mod memory;
 pub mod pages;
 pub mod settings;

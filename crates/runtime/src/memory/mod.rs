@@ -142,6 +142,8 @@ struct Block {
     mapped: bool,
     /// Back at the device; the slot is vacant.
     retired: bool,
+    /// Imported: it counts for another session.
+    borrowed: bool,
 }
 
 /// Virtual device memory of one session.
@@ -274,8 +276,18 @@ impl AddressSpace {
 
     /// Maps a physical block of `size` bytes (> 0) at `start`, which [`Self::find_gap`] answered just before.
     pub fn map(&mut self, start: u64, size: u64, physical: PhysAddr) {
+        self.map_block(start, size, physical, false);
+        self.hold(size);
+    }
+
+    /// As [`Self::map`], for a block that counts for another session.
+    pub fn borrow(&mut self, start: u64, size: u64, physical: PhysAddr) {
+        self.map_block(start, size, physical, true);
+    }
+
+    fn map_block(&mut self, start: u64, size: u64, physical: PhysAddr, borrowed: bool) {
         debug_assert!(size > 0 && start.is_multiple_of(GRANULE_BYTES));
-        let block = Block { start, size, physical, pins: 0, mapped: true, retired: false };
+        let block = Block { start, size, physical, pins: 0, mapped: true, retired: false, borrowed };
         let slot = match self.vacant.pop() {
             Some(slot) => {
                 self.blocks[slot as usize] = block;
@@ -289,7 +301,31 @@ impl AddressSpace {
         let previous = self.mapped.insert(start, Taken::Block(slot));
         assert!(previous.is_none(), "two allocations at {start:#x}");
         self.cursor = self.next_free(Taken::Block(slot));
-        self.hold(size);
+    }
+
+    /// Memory and bytes of the live allocation that begins at `start`.
+    ///
+    /// # Errors
+    /// None begins there.
+    pub fn allocation(&self, start: u64) -> Result<(PhysAddr, u64), BoundsError> {
+        match self.mapped.get(&start) {
+            Some(&Taken::Block(slot)) => {
+                let block = &self.blocks[slot as usize];
+                Ok((block.physical, block.size))
+            }
+            _ => Err(BoundsError::Unmapped { addr: start }),
+        }
+    }
+
+    /// Counts memory that was borrowed.
+    pub fn charge(&mut self, physical: PhysAddr) {
+        let blocks = self.blocks.iter_mut().filter(|b| !b.retired).map(|b| (b.physical, b.size, &mut b.borrowed));
+        let handles = self.handles.values_mut().map(|h| (h.physical, h.size, &mut h.borrowed));
+        let found = blocks.chain(handles).find(|(at, _, borrowed)| *at == physical && **borrowed);
+        if let Some((_, size, borrowed)) = found {
+            *borrowed = false;
+            self.hold(size);
+        }
     }
 
     fn hold(&mut self, size: u64) {
@@ -420,7 +456,9 @@ impl AddressSpace {
         let block = &mut self.blocks[slot as usize];
         block.retired = true;
         let (size, physical) = (block.size, block.physical);
-        self.held_bytes -= footprint(size);
+        if !block.borrowed {
+            self.held_bytes -= footprint(size);
+        }
         self.vacant.push(slot);
         Released::Block(physical)
     }

@@ -73,13 +73,15 @@ pub enum ReserveError {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Handle {
     pub(super) physical: PhysAddr,
-    size: u64,
+    pub(super) size: u64,
     /// Pieces that are mapped.
     mapped: u32,
     /// Pieces that are unmapped and still used by work in flight.
     draining: u32,
     /// The client gave it back.
     freed: bool,
+    /// Imported: it counts for another session.
+    pub(super) borrowed: bool,
 }
 
 impl AddressSpace {
@@ -124,10 +126,19 @@ impl AddressSpace {
 
     /// Notes a physical handle of `size` bytes; its number.
     pub fn add_handle(&mut self, physical: PhysAddr, size: u64) -> u64 {
+        self.hold(size);
+        self.new_handle(physical, size, false)
+    }
+
+    /// As [`Self::add_handle`], for one that counts for another session.
+    pub fn borrow_handle(&mut self, physical: PhysAddr, size: u64) -> u64 {
+        self.new_handle(physical, size, true)
+    }
+
+    fn new_handle(&mut self, physical: PhysAddr, size: u64, borrowed: bool) -> u64 {
         let number = self.next_handle;
         self.next_handle += 1;
-        self.handles.insert(number, Handle { physical, size, mapped: 0, draining: 0, freed: false });
-        self.hold(size);
+        self.handles.insert(number, Handle { physical, size, mapped: 0, draining: 0, freed: false, borrowed });
         number
     }
 
@@ -252,7 +263,9 @@ impl AddressSpace {
     fn drop_handle(&mut self, number: u64, release: &mut impl FnMut(Released)) {
         let Some(handle) = self.handles.get(&number) else { return };
         if handle.freed && handle.mapped + handle.draining == 0 {
-            self.held_bytes -= footprint(handle.size);
+            if !handle.borrowed {
+                self.held_bytes -= footprint(handle.size);
+            }
             release(Released::Handle(handle.physical));
             self.handles.remove(&number);
         }
