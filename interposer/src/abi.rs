@@ -61,6 +61,18 @@ impl<T> Out<T> {
     }
 }
 
+impl Out<i32> {
+    /// The value that the caller has put there, for parameters that go both ways.
+    ///
+    /// # Errors
+    /// [`Failure::null`], naming the parameter.
+    pub fn get(self, parameter: &str) -> Result<i32, Failure> {
+        self.check(parameter)?;
+        // SAFETY: not null, so by the C contract readable for one `int32_t`; unaligned reads are allowed for.
+        Ok(unsafe { self.0.read_unaligned() })
+    }
+}
+
 impl Out<c_char> {
     /// Stores `text` and a NUL in a buffer of `room` bytes, cut to fit.
     ///

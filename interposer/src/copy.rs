@@ -89,6 +89,9 @@ pub fn copy(
             return Err(Failure::null(parameter));
         }
     }
+    if stream.is_none() {
+        process.open_links().try_for_each(|link| link.unsafe_while_capturing("aclrtMemcpy"))?;
+    }
     let (to, from) = (process.link_of(dst.addr() as u64), process.link_of(src.addr() as u64));
     match (way(kind, to.is_some(), from.is_some())?, to, from) {
         (Way::HostToDevice, Some(link), _) => {
@@ -140,11 +143,10 @@ fn send<'a>(
 ) -> Result<(), Failure> {
     let id = stream.map(|s| s.id);
     if !wait {
-        link.post(&make(id, None))?;
-        if let Some(stream) = stream {
-            stream.marks.count();
-        }
-        return Ok(());
+        return match stream {
+            Some(stream) => stream.post(&make(id, None)),
+            None => link.post(&make(id, None)),
+        };
     }
     let earlier = stream.map(|s| s.marks.posted());
     let answer = link.call(|reply| make(id, Some(reply))).map(|_| ());
@@ -170,6 +172,9 @@ pub(crate) fn to_device(
     if let Some(range) = link.client.pinned_range(src, len as u64) {
         let source = HostSource::Pinned(range);
         return send(link, stream, wait, |stream, reply| Record::CopyIn { dst, source, stream, reply });
+    }
+    if let Some(stream) = stream {
+        stream.is_free("a copy from pageable memory")?;
     }
     if len <= INLINE_COPY_BYTES_MAX {
         let mut bytes = [0; INLINE_COPY_BYTES_MAX];
@@ -208,6 +213,9 @@ pub(crate) fn to_host(link: &Link, dst: *mut u8, src: u64, len: usize, stream: O
             stream,
             reply,
         });
+    }
+    if let Some(stream) = stream {
+        stream.is_free("a copy to pageable memory")?;
     }
     // SAFETY: `dst` is writable for `len` bytes by the C contract; the fetched bytes are in the arena, readable for `len`, and
     // do not overlap the caller's memory (pinned memory took the way above).
@@ -265,6 +273,9 @@ pub fn set(
         return Err(Failure::invalid(format!("parameter devPtr: {addr:#x} is not a device address of this process")));
     };
     check_stream(stream, &link)?;
+    if stream.is_none() {
+        link.unsafe_while_capturing("aclrtMemset")?;
+    }
     link.check_range("devPtr", addr, len as u64)?;
     let (len, value) = (len as u64, value as u8);
     send(&link, stream, stream.is_none(), |stream, reply| Record::Memset { addr, len, value, stream, reply })

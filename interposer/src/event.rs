@@ -3,13 +3,14 @@
 //! An event that was never recorded is not complete when asked and does not make anyone wait, as in AscendCL. Completion of
 //! one recording is remembered, so that polling a finished event needs no answer from the daemon.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use acl_abi::values as acl;
 use wire::Record;
 
 use crate::error::Failure;
+use crate::handle::lock;
 use crate::link::Link;
 use crate::stream::{Marks, Stream, poll_until};
 
@@ -22,6 +23,10 @@ pub struct Event {
     pub id: u32,
     /// Recordings, and how many of them are known to be complete.
     marks: Arc<Marks>,
+    /// The stream that was last made to wait, and how much had been posted to it then.
+    waits: Arc<Mutex<Option<(Stream, u64)>>>,
+    /// An external event's flag: what graphs set, clear and wait for.
+    flag: Option<u32>,
 }
 
 impl Event {
@@ -31,8 +36,10 @@ impl Event {
     /// Device lost.
     pub fn create(link: Arc<Link>, flags: u32) -> Result<Self, Failure> {
         let id = link.next_event()?;
+        let external = flags & acl::ACL_EVENT_EXTERNAL as u32 != 0;
+        let flag = if external { Some(link.bridge.next_flag()?) } else { None };
         link.post(&Record::EventCreate { event: id, flags })?;
-        Ok(Self { link, id, marks: Arc::default() })
+        Ok(Self { link, id, marks: Arc::default(), waits: Arc::default(), flag })
     }
 
     fn same_device(&self, stream: &Stream) -> Result<(), Failure> {
@@ -52,8 +59,14 @@ impl Event {
     /// Another device's stream; device lost.
     pub fn record(&self, stream: &Stream) -> Result<(), Failure> {
         self.same_device(stream)?;
-        stream.post(&Record::EventRecord { event: self.id, stream: stream.id })?;
-        self.marks.count();
+        if let Some(flag) = self.flag
+            && stream.post_or_capture(&Record::FlagSet { stream: stream.id, flag })?
+        {
+            return Ok(());
+        }
+        if !stream.post_or_capture(&Record::EventRecord { event: self.id, stream: stream.id })? {
+            self.marks.count();
+        }
         Ok(())
     }
 
@@ -63,9 +76,15 @@ impl Event {
     /// Another device's stream; device lost.
     pub fn reset(&self, stream: &Stream) -> Result<(), Failure> {
         self.same_device(stream)?;
-        stream.post(&Record::EventReset { event: self.id, stream: stream.id })?;
-        // What was known of the last recording is no longer the event's state.
-        self.marks.count();
+        if let Some(flag) = self.flag
+            && stream.post_or_capture(&Record::FlagClear { stream: stream.id, flag })?
+        {
+            return Ok(());
+        }
+        if !stream.post_or_capture(&Record::EventReset { event: self.id, stream: stream.id })? {
+            // What was known of the last recording is no longer the event's state.
+            self.marks.count();
+        }
         Ok(())
     }
 
@@ -78,7 +97,15 @@ impl Event {
         if !Arc::ptr_eq(&self.link, &stream.link) {
             return self.synchronise();
         }
-        stream.post(&Record::StreamWaitEvent { stream: stream.id, event: self.id })
+        if let Some(flag) = self.flag
+            && stream.capture(&Record::FlagWait { stream: stream.id, flag })?
+        {
+            return Ok(());
+        }
+        if !stream.post_or_capture(&Record::StreamWaitEvent { stream: stream.id, event: self.id })? {
+            *lock(&self.waits) = Some((stream.clone(), stream.marks.posted()));
+        }
+        Ok(())
     }
 
     /// True if it was recorded and that recording is complete.
@@ -86,6 +113,7 @@ impl Event {
     /// # Errors
     /// Device lost.
     pub fn is_complete(&self) -> Result<bool, Failure> {
+        self.link.event_is_free(self.id, "a query")?;
         let recorded = self.marks.posted();
         if recorded == 0 {
             self.link.check_alive()?;
@@ -102,11 +130,49 @@ impl Event {
         Ok(complete != 0)
     }
 
+    /// False while the stream that was last made to wait for the event may still have to get there: a stream counts as
+    /// there when it is known to have finished what it was given up to then, or is idle.
+    ///
+    /// # Errors
+    /// Device lost; an error of that stream.
+    pub fn wait_is_over(&self) -> Result<bool, Failure> {
+        let waiting = lock(&self.waits).clone();
+        match waiting {
+            None => self.link.check_alive().map(|()| true),
+            Some((stream, posted)) => Ok(stream.marks.has_settled(posted) || stream.is_idle()?),
+        }
+    }
+
+    /// Microseconds from the start of the device to the completion of the last recording.
+    ///
+    /// # Errors
+    /// Not recorded or not complete; device lost.
+    pub fn timestamp_us(&self) -> Result<u64, Failure> {
+        let [us, ..] = self.link.call(|reply| Record::EventTime { event: self.id, reply })?;
+        Ok(us)
+    }
+
+    /// Destroys the event. Streams that wait for it go on waiting for its last recording, graphs for nothing.
+    ///
+    /// # Errors
+    /// Device lost.
+    pub fn destroy(&self) -> Result<(), Failure> {
+        // A lost session has destroyed it already.
+        if self.link.is_lost() {
+            return Ok(());
+        }
+        if let Some(flag) = self.flag {
+            self.link.post(&Record::FlagRelease { flag })?;
+        }
+        self.link.post(&Record::EventDestroy { event: self.id })
+    }
+
     /// Waits for the last recording.
     ///
     /// # Errors
     /// Device lost; the first error of the operators before it.
     pub fn synchronise(&self) -> Result<(), Failure> {
+        self.link.event_is_free(self.id, "synchronisation")?;
         let recorded = self.marks.posted();
         if recorded == 0 || self.marks.is_settled() {
             return self.link.check_alive();

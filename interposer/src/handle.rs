@@ -53,10 +53,14 @@ pub enum Kind {
     DataBuffer,
     /// `aclrtDrvMemHandle`.
     Physical,
+    /// `aclmdlRI`.
+    Graph,
+    /// `aclrtTaskGrp`.
+    TaskGroup,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Tensor,
         Self::TensorList,
         Self::Scalar,
@@ -71,6 +75,8 @@ impl Kind {
         Self::TensorDesc,
         Self::DataBuffer,
         Self::Physical,
+        Self::Graph,
+        Self::TaskGroup,
     ];
 
     /// C type name.
@@ -90,6 +96,8 @@ impl Kind {
             Self::TensorDesc => "aclTensorDesc",
             Self::DataBuffer => "aclDataBuffer",
             Self::Physical => "aclrtDrvMemHandle",
+            Self::Graph => "aclmdlRI",
+            Self::TaskGroup => "aclrtTaskGrp",
         }
     }
 
@@ -97,7 +105,7 @@ impl Kind {
     const fn codes(self) -> (i32, i32) {
         use acl_abi::values::{ACL_ERROR_INVALID_PARAM, ACL_ERROR_RT_INVALID_HANDLE, ACL_ERROR_RT_PARAM_INVALID};
         match self {
-            Self::Stream | Self::Event | Self::Context | Self::Physical => {
+            Self::Stream | Self::Event | Self::Context | Self::Physical | Self::Graph | Self::TaskGroup => {
                 (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE)
             }
             Self::TensorDesc | Self::DataBuffer => (ACL_ERROR_INVALID_PARAM, ACL_ERROR_INVALID_PARAM),

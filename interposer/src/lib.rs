@@ -7,7 +7,8 @@
 //! - [`api`]: the functions written by hand. `operators`: both phases of every operator, generated from the signature table.
 //!   [`stub`]: refusals for what clients need in order to load. [`entry`]: the funnel around all of them.
 //! - [`process`]: the state of one process; [`link`]: one session; [`handle`]: what clients hold instead of pointers.
-//! - [`executor`], [`copy`], [`fetch`], [`stream`], [`event`], [`hints`]: what calls do.
+//! - [`executor`], [`copy`], [`fetch`], [`stream`], [`event`], [`hints`], [`host_calls`], [`callbacks`], [`capture`], [`graph`]: what
+//!   calls do.
 //!
 //! **Invariants:** no panic crosses the ABI. Nothing is printed except the log that `VNPU_LOG` asks for, and the process is
 //! never ended. No thread and no connection before the first call that needs a device, and none inherited by a forked
@@ -25,6 +26,8 @@
 
 pub mod abi;
 pub mod api;
+pub mod callbacks;
+pub mod capture;
 pub mod config;
 pub mod copy;
 pub mod desc;
@@ -34,9 +37,11 @@ pub mod error;
 pub mod event;
 pub mod executor;
 pub mod fetch;
+pub mod graph;
 pub mod handle;
 pub mod hints;
 pub mod host;
+pub mod host_calls;
 pub mod ipc;
 pub mod lines;
 pub mod link;

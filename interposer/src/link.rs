@@ -8,7 +8,7 @@
 //! so that the next `aclrtSetDevice` opens a fresh one; memory, streams and events of the old one are gone.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use acl_abi::values as acl;
@@ -20,8 +20,10 @@ use crate::config::{Config, Mode};
 use crate::direct::Direct;
 use crate::error::{DEVICE_LOST, Failure};
 use crate::fetch::{FETCH_BYTES_MAX, Fetched, Plan, Span};
+use crate::graph::Graphs;
 use crate::handle::lock;
 use crate::hints::Listener;
+use crate::host_calls::Bridge;
 use crate::log::log;
 use crate::space::Space;
 use crate::stream::{Marks, Stream};
@@ -38,9 +40,16 @@ pub struct Link {
     _direct: Option<Direct>,
     next_stream: AtomicU32,
     next_event: AtomicU32,
+    next_graph: AtomicU32,
+    /// Graphs, and captures under way.
+    pub(crate) graphs: Mutex<Graphs>,
+    /// Something is captured or updated.
+    pub(crate) capturing: AtomicBool,
     /// What this process has on the device.
     space: Mutex<Space>,
     default_marks: Arc<Marks>,
+    /// Calls of its streams to this process.
+    pub bridge: Bridge,
     /// What the last synchronisation fetched.
     fetched: Mutex<Fetched>,
     /// Calls that waited for an answer, and copies that needed none.
@@ -106,6 +115,7 @@ impl Link {
             }
         };
         let client = Arc::new(client);
+        let bridge = Bridge::new(client.clone());
         let facts = client.facts();
         log!(Info, "session {} with {place}: {}, {} bytes", facts.session, facts.soc_name, facts.hbm_bytes);
         let hints = match (&config.hints, device) {
@@ -119,8 +129,12 @@ impl Link {
             _hints: hints,
             next_stream: AtomicU32::new(1),
             next_event: AtomicU32::new(1),
+            next_graph: AtomicU32::new(1),
+            graphs: Mutex::default(),
+            capturing: AtomicBool::new(false),
             space: Mutex::default(),
             default_marks: Arc::default(),
+            bridge,
             fetched: Mutex::default(),
             round_trips: AtomicU64::new(0),
             copies_fetched: AtomicU64::new(0),
@@ -252,6 +266,17 @@ impl Link {
         let next = |n: u32| n.checked_add(1);
         self.next_stream.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| {
             Failure::new(acl::ACL_ERROR_RT_NO_STREAM_RESOURCE, "this session has used up its stream numbers")
+        })
+    }
+
+    /// A number for a new graph.
+    ///
+    /// # Errors
+    /// After 2³² − 1 graphs: numbers are never used again.
+    pub fn next_graph(&self) -> Result<u32, Failure> {
+        let next = |n: u32| n.checked_add(1);
+        self.next_graph.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| {
+            Failure::new(acl::ACL_ERROR_RT_NO_MODEL_RESOURCE, "this session has used up its graph numbers")
         })
     }
 
@@ -416,6 +441,8 @@ fn rounded(size: u64) -> u64 {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        // The bridge's thread has the client, too: it ends with the session.
+        self.client.end();
         let [calls, fetched] = self.round_trips();
         let session = self.client.facts().session;
         log!(

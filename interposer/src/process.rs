@@ -16,10 +16,12 @@ use std::sync::{Arc, Mutex, Once, OnceLock};
 use acl_abi::values as acl;
 
 use crate::api::pages::Physical;
+use crate::callbacks::Callbacks;
 use crate::config::{Config, Mode};
 use crate::desc::Descriptors;
 use crate::error::Failure;
 use crate::event::Event;
+use crate::graph::{Graph, TaskGroup};
 use crate::handle::{Kind, Table, lock};
 use crate::host::HostBlocks;
 use crate::ipc::Keys;
@@ -74,6 +76,10 @@ pub struct Process {
     pub events: Table<Option<Event>>,
     /// Physical device memory.
     pub physical: Table<Option<Physical>>,
+    /// Captured graphs.
+    pub graphs: Table<Option<Graph>>,
+    /// Their task groups.
+    pub task_groups: Table<Option<TaskGroup>>,
     /// Contexts.
     pub contexts: Table<Context>,
     /// Keys of shared memory.
@@ -82,6 +88,8 @@ pub struct Process {
     pub peers: Peers,
     /// Host memory that did not fit into an arena.
     pub host: HostBlocks,
+    /// Callbacks on the host.
+    pub callbacks: Callbacks,
     /// Options that are only kept and given back.
     pub settings: Settings,
 }
@@ -164,10 +172,13 @@ impl Process {
             streams: Table::new(Kind::Stream, id),
             events: Table::new(Kind::Event, id),
             physical: Table::new(Kind::Physical, id),
+            graphs: Table::new(Kind::Graph, id),
+            task_groups: Table::new(Kind::TaskGroup, id),
             contexts: Table::new(Kind::Context, id),
             keys: Keys::default(),
             peers: Peers::default(),
             host: HostBlocks::default(),
+            callbacks: Callbacks::default(),
             settings: Settings::default(),
         }
     }
@@ -222,6 +233,8 @@ impl Process {
         }
         self.streams.clear(|s| *s = None);
         self.events.clear(|e| *e = None);
+        self.graphs.clear(|g| *g = None);
+        self.task_groups.clear(|g| *g = None);
         self.physical.clear(|p| *p = None);
         self.keys.clear();
         for slot in &self.slots {

@@ -54,6 +54,11 @@ impl Marks {
         self.settled.fetch_max(posted, Ordering::AcqRel);
     }
 
+    /// True if the first `posted` records are known to be complete.
+    pub fn has_settled(&self, posted: u64) -> bool {
+        self.settled.load(Ordering::Acquire) >= posted
+    }
+
     /// True if everything in the ring is known to be complete.
     pub fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Acquire) >= self.posted()
@@ -81,9 +86,21 @@ impl Stream {
     /// # Errors
     /// Device lost.
     pub fn post(&self, record: &Record<'_>) -> Result<(), Failure> {
+        self.post_or_capture(record).map(|_| ())
+    }
+
+    /// As [`Stream::post`]; true if the stream is being captured and the record went into the graph.
+    ///
+    /// # Errors
+    /// Device lost; a record that no graph holds, or a broken capture.
+    pub fn post_or_capture(&self, record: &Record<'_>) -> Result<bool, Failure> {
+        self.link.bridge.pace();
+        if self.capture(record)? {
+            return Ok(true);
+        }
         self.link.post(record)?;
         self.marks.count();
-        Ok(())
+        Ok(false)
     }
 
     /// Posts an operator by its encoded body; `output` is what it writes, if that is small.
@@ -91,6 +108,10 @@ impl Stream {
     /// # Errors
     /// Device lost.
     pub fn post_op(&self, body: &[u8], output: Option<Span>) -> Result<(), Failure> {
+        self.link.bridge.pace();
+        if self.capture_op(body)? {
+            return Ok(());
+        }
         self.link.post_op(self.id, body)?;
         self.marks.forecast.wrote(output);
         self.marks.count();
@@ -102,6 +123,7 @@ impl Stream {
     /// # Errors
     /// Device lost; its own error, or an earlier one of the stream.
     pub fn call_op(&self, body: &[u8]) -> Result<Option<u64>, Failure> {
+        self.is_free("an operator whose output size is not known before")?;
         let earlier = self.marks.posted();
         let answer = self.link.call_op(self.id, body);
         self.marks.count_answered(earlier);
@@ -113,6 +135,7 @@ impl Stream {
     /// # Errors
     /// Device lost; the first error of the stream's operators.
     pub fn synchronise(&self) -> Result<(), Failure> {
+        self.is_free("synchronisation")?;
         let posted = self.marks.posted();
         if self.marks.is_settled() {
             return self.link.check_alive();
@@ -140,6 +163,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::synchronise`].
     pub fn is_idle(&self) -> Result<bool, Failure> {
+        self.is_free("a query")?;
         let posted = self.marks.posted();
         if self.marks.is_settled() {
             self.link.check_alive()?;

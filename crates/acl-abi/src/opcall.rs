@@ -263,6 +263,17 @@ impl OpCall {
         self.text.clear();
     }
 
+    /// Makes the call a copy of another; keeps the allocations.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.clear(other.op);
+        self.args.extend_from_slice(&other.args);
+        self.tensors.extend_from_slice(&other.tensors);
+        self.scalars.extend_from_slice(&other.scalars);
+        self.ints.extend_from_slice(&other.ints);
+        self.floats.extend_from_slice(&other.floats);
+        self.text.extend_from_slice(&other.text);
+    }
+
     /// Appends a tensor argument.
     pub fn push_tensor(&mut self, desc: Option<TensorDesc>) -> &mut Self {
         match desc {

@@ -20,6 +20,7 @@
 
 use std::collections::BTreeMap;
 
+use acl_abi::OpCall;
 use device::{Completion, Compute, Device};
 use sched::dispatch::Window;
 use sched::{Action, Dispatcher, Nanos, PolicyConfig, Profile, SessionParams, Token};
@@ -145,6 +146,12 @@ pub struct Core {
     pub(crate) in_flight: usize,
     /// Completed work of all sessions, past ones included, by [`sched::Phase::index`].
     pub(crate) phases: [PhaseCount; 4],
+    /// Sessions with a launch of a graph that is not queued whole.
+    pub(crate) replaying: Vec<u64>,
+    /// Operators of graphs on their way into the queue.
+    pub(crate) replay_call: OpCall,
+    /// A graph's operator could not start: see [`Self::bind_late`].
+    pub(crate) ended_early: bool,
     pub(crate) sessions_total: u64,
     pub(crate) faults_total: u64,
     pub(crate) hints_total: u64,
@@ -174,6 +181,7 @@ impl Core {
             window,
             sessions_max: limits.sessions_max,
             streams_per_session_max: limits.streams_max + 1,
+            flags_per_session_max: limits.events_max,
             items_per_session_max: DISPATCHER_ITEMS * limits.queued_items_max,
             events_per_session_max: limits.events_max,
             ..defaults
@@ -194,6 +202,9 @@ impl Core {
             urgent: 0,
             in_flight: 0,
             phases: [PhaseCount::default(); 4],
+            replaying: Vec::new(),
+            replay_call: OpCall::new(acl_abi::OpId(0)),
+            ended_early: false,
             sessions_total: 0,
             faults_total: 0,
             hints_total: 0,
@@ -254,6 +265,7 @@ impl Core {
         }
         self.dropped = dropped;
         self.parked.retain(|p| p.session != session);
+        self.replaying.retain(|&s| s != session);
         let Self { device, shares, .. } = self;
         tenant.space.release_all(|released| give_back(&mut **device, shares, session, released));
         self.settle_shares();
@@ -262,6 +274,16 @@ impl Core {
 
     /// True while the session's ring may be read. False is back-pressure: the client blocks once its ring is full.
     pub fn has_room(&self, session: u64) -> bool {
+        self.has_space(session) && self.is_open(session)
+    }
+
+    /// False while a launch of a graph is not queued whole: the session's next record waits for that.
+    pub fn is_open(&self, session: u64) -> bool {
+        self.replaying.is_empty() || !self.replaying.contains(&session)
+    }
+
+    /// True while the session may queue more.
+    pub(crate) fn has_space(&self, session: u64) -> bool {
         self.tenants.get(&session).is_some_and(|(t, _)| t.items < self.limits.queued_items_max)
             && self.dispatcher.has_room(session)
     }
@@ -307,6 +329,7 @@ impl Core {
             self.completions = completions;
             self.time = target;
             progress |= self.step();
+            progress |= self.continue_replays() && self.step();
             // At `now`, go on only for a device that is through with what it was given in this moment. Results that a worker
             // thread may finish meanwhile wait for the next call, or the rings would wait for the worker.
             if next.is_none() && !(progress && self.device.next_completion().is_some_and(|t| t <= now)) {
@@ -346,6 +369,18 @@ impl Core {
 
     /// One decision of the dispatcher at [`Self::time`]; true if it changed anything.
     fn step(&mut self) -> bool {
+        let mut changed = false;
+        // Once, unless an operator ended without the device: what waited for it goes on in the same moment.
+        loop {
+            self.ended_early = false;
+            changed |= self.step_once();
+            if !self.ended_early {
+                return changed;
+            }
+        }
+    }
+
+    fn step_once(&mut self) -> bool {
         let mut actions = std::mem::take(&mut self.actions);
         actions.clear();
         self.dispatcher.step(self.time, &mut actions);
@@ -362,6 +397,9 @@ impl Core {
 
     /// Hands an item to the device.
     pub(crate) fn submit(&mut self, token: Token) {
+        if !self.bind_late(token) {
+            return;
+        }
         let Some(entry) = self.items.get_mut(token) else { return };
         let Some(command) = entry.command.take() else { return };
         entry.submitted = Some(self.time);
@@ -434,6 +472,10 @@ impl Core {
                     {
                         stream.mark = None;
                     }
+                    None
+                }
+                Purpose::HostCall(call) => {
+                    tenant.host_calls.reached(call, port);
                     None
                 }
                 Purpose::StreamSync(stream) => tenant.take_stream_fault(stream),

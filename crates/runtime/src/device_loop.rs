@@ -157,7 +157,12 @@ impl DeviceLoop {
                 index += 1;
                 continue;
             }
-            match session.drain(room, &mut |_, record, call| core.record(now, id, record, call)) {
+            let taken_in = session.drain_while(room, &mut |_, record, call| {
+                core.record(now, id, record, call);
+                // A launch of a graph may have filled the session.
+                core.is_open(id)
+            });
+            match taken_in {
                 Ok(n) => {
                     taken += n;
                     index += 1;

@@ -9,6 +9,7 @@ use wire::ReplyTo;
 
 use device::Command;
 
+use crate::graph::Replaceable;
 use crate::memory::BlockId;
 
 /// What an item is.
@@ -20,6 +21,8 @@ pub enum Purpose {
     StreamSync(u32),
     /// A mark in the stream that a query looks at; nobody waits for it.
     StreamMark(u32),
+    /// Tell the client that the stream has got to its call of this number.
+    HostCall(u32),
     /// Answer when the event is complete, with the error of the stream it was recorded in.
     EventSync(u32),
     /// Answer when every stream of the session is idle, with the oldest error.
@@ -41,6 +44,8 @@ pub struct Entry {
     pub command: Option<Box<Command>>,
     /// A `StreamFetch` whose bytes were copied.
     pub fetched: bool,
+    /// An operator of a graph that reads its arguments when it starts.
+    pub late: Option<Replaceable>,
     /// Staging block to give back when it is done.
     pub staging: Option<u32>,
     /// The device's number for its stream.
@@ -64,6 +69,7 @@ impl Entry {
             pins: Vec::new(),
             command: None,
             fetched: false,
+            late: None,
             staging: None,
             physical: 0,
             work: Work::default(),

@@ -20,6 +20,8 @@
 pub mod core;
 mod device_loop;
 mod fault;
+mod graph;
+mod host_calls;
 mod items;
 pub mod limits;
 mod memory;
@@ -27,6 +29,7 @@ mod memory_records;
 mod pool;
 mod port;
 mod records;
+mod replay;
 mod share_records;
 mod shares;
 pub mod snapshot;

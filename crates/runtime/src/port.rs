@@ -29,6 +29,11 @@ impl Port {
         self.replier.reply(to, reply);
     }
 
+    /// Answers the call that the client keeps open: no round trip, because nothing there waits for it.
+    pub fn tell(&self, to: ReplyTo, reply: &Reply) {
+        self.replier.reply(to, reply);
+    }
+
     /// Calls answered so far: the session's synchronous round trips.
     pub fn replies(&self) -> u64 {
         self.replies.get()

@@ -6,7 +6,7 @@
 use acl_abi::{OpCall, values as acl};
 use device::{Command, HostBytes, PhysAddr};
 use sched::dispatch::{HintInput, HintKind};
-use sched::{EventKey, Item, Nanos, Phase, StreamKey, Work};
+use sched::{EventKey, FlagKey, Item, Nanos, Phase, StreamKey, Work};
 use wire::{ArenaRange, Hint, HostSource, Record, Reply, ReplyTo};
 
 use crate::core::{Core, Request, give_back};
@@ -18,8 +18,10 @@ use crate::port::Port;
 use crate::tenant::{Event, Stream, Tenant};
 use crate::translate;
 
+const NS_PER_US: Nanos = 1_000;
+
 /// A copy or fill whose addresses are still the client's.
-enum Transfer<'a> {
+pub(crate) enum Transfer<'a> {
     In { dst: u64, source: HostSource<'a> },
     Out { dst: ArenaRange, src: u64 },
     Device { dst: u64, src: u64, len: u64 },
@@ -61,6 +63,10 @@ impl Core {
             return;
         }
         self.time = self.time.max(now);
+        // In order: what follows a launch is queued behind all of it.
+        if !self.replaying.is_empty() {
+            self.continue_replay(session, true);
+        }
         match record {
             Record::Op { stream } => self.operator(session, stream, None, call),
             Record::OpAnswered { stream, reply } => self.operator(session, stream, Some(reply), call),
@@ -110,6 +116,28 @@ impl Core {
                 self.event_item(session, stream, event, "aclrtStreamWaitEvent", Item::WaitEvent);
             }
             Record::EventSync { event, reply } => self.event_sync(session, event, reply),
+            Record::EventTime { event, reply } => {
+                let result = self.event_time("aclrtEventGetTimestamp", session, event);
+                self.answer(session, reply, result.map(|ns| Reply::value(ns / NS_PER_US)));
+            }
+            Record::HostCall { stream, call, block } => self.host_call(session, stream, call, block),
+            Record::HostWait { reply } => self.host_wait(session, reply),
+            Record::FlagWait { stream, flag } => {
+                self.flag_item(session, stream, flag, "aclrtStreamWaitEvent", Item::AwaitFlag);
+            }
+            Record::FlagSet { stream, flag } => {
+                self.flag_item(session, stream, flag, "aclrtRecordEvent", Item::SetFlag);
+            }
+            Record::FlagClear { stream, flag } => {
+                self.flag_item(session, stream, flag, "aclrtResetEvent", Item::ClearFlag);
+            }
+            Record::FlagRelease { flag } => self.dispatcher.release_flag(self.time, FlagKey { session, flag }),
+            Record::GraphBegin { .. }
+            | Record::GraphNode { .. }
+            | Record::GraphEnd { .. }
+            | Record::GraphLaunch { .. }
+            | Record::GraphUpdate { .. }
+            | Record::GraphDestroy { .. } => self.graph_record(session, &record, call),
             Record::EventQuery { event, reply } => {
                 let known = self.tenant(session).0.events.contains_key(&event);
                 let status = self.dispatcher.event_status(EventKey { session, event });
@@ -178,16 +206,16 @@ impl Core {
         }
     }
 
-    fn tenant(&mut self, session: u64) -> &mut (Tenant, Port) {
+    pub(crate) fn tenant(&mut self, session: u64) -> &mut (Tenant, Port) {
         self.tenants.get_mut(&session).expect("checked on entry of `record`")
     }
 
-    fn count_item(&mut self, session: u64) {
+    pub(crate) fn count_item(&mut self, session: u64) {
         self.tenant(session).0.items += 1;
     }
 
     /// An error of work: to whoever waits for it, or onto the stream.
-    fn fail(&mut self, session: u64, stream: Option<u32>, reply: Option<ReplyTo>, fault: Fault) {
+    pub(crate) fn fail(&mut self, session: u64, stream: Option<u32>, reply: Option<ReplyTo>, fault: Fault) {
         match reply {
             Some(reply) => self.answer(session, reply, Err(fault)),
             None => {
@@ -197,7 +225,7 @@ impl Core {
         }
     }
 
-    fn operator(&mut self, session: u64, stream: u32, reply: Option<ReplyTo>, call: &mut OpCall) {
+    pub(crate) fn operator(&mut self, session: u64, stream: u32, reply: Option<ReplyTo>, call: &mut OpCall) {
         let work = sched::work(call);
         let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
         let Some(state) = tenant.streams.get_mut(&stream) else {
@@ -221,7 +249,13 @@ impl Core {
         self.enqueue(session, Some(stream), token, work, phase, physical);
     }
 
-    fn transfer(&mut self, session: u64, transfer: Transfer<'_>, stream: Option<u32>, reply: Option<ReplyTo>) {
+    pub(crate) fn transfer(
+        &mut self,
+        session: u64,
+        transfer: Transfer<'_>,
+        stream: Option<u32>,
+        reply: Option<ReplyTo>,
+    ) {
         let name = transfer.name(stream);
         let staging = match &transfer {
             Transfer::In { source: HostSource::Staging { block, .. }, .. } => Some(*block),
@@ -272,7 +306,15 @@ impl Core {
     }
 
     /// Work is complete but for its cost: into its stream, or at once onto the device.
-    fn enqueue(&mut self, session: u64, stream: Option<u32>, token: u64, work: Work, phase: Phase, physical: u32) {
+    pub(crate) fn enqueue(
+        &mut self,
+        session: u64,
+        stream: Option<u32>,
+        token: u64,
+        work: Work,
+        phase: Phase,
+        physical: u32,
+    ) {
         let demand = self.profile.demand(&work);
         let solo = sched::nanos(demand.solo_s);
         let Some(entry) = self.items.get_mut(token) else { return };
@@ -295,7 +337,7 @@ impl Core {
     }
 
     /// The dispatcher did not take an item.
-    fn take_back(&mut self, session: u64, stream: Option<u32>, token: u64, why: String) {
+    pub(crate) fn take_back(&mut self, session: u64, stream: Option<u32>, token: u64, why: String) {
         let Self { items, pool, urgent, tenants, device, shares, .. } = self;
         let (tenant, port) = tenants.get_mut(&session).expect("checked on entry of `record`");
         let reply = items.finish(token, |entry| {
@@ -354,7 +396,9 @@ impl Core {
     fn fetch(&mut self, session: u64, stream: u32, dst: ArenaRange, src: u64) -> bool {
         let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
         let known = tenant.streams.contains_key(&stream) && tenant.space.resolve(src, dst.len).is_ok();
-        let alone = tenant.unordered == 0 && self.dispatcher.is_alone(StreamKey { session, stream });
+        let alone = tenant.unordered == 0
+            && !self.shares.involves(session)
+            && self.dispatcher.is_alone(StreamKey { session, stream });
         if known && alone && dst.len > 0 {
             self.transfer(session, Transfer::Out { dst, src }, Some(stream), None);
         }
@@ -445,21 +489,7 @@ impl Core {
         const WHAT: &str = "aclrtEventElapsedTime";
         let mut times = [0; 2];
         for (time, event) in times.iter_mut().zip([start, end]) {
-            if !self.tenant(session).0.events.contains_key(&event) {
-                return Err(Fault::no_event(WHAT, event));
-            }
-            let status = self.dispatcher.event_status(EventKey { session, event });
-            *time = match (status.recorded, status.time) {
-                (_, Some(time)) if status.complete => time,
-                (true, _) => {
-                    let text = format!("{WHAT}: event {event} is not complete; synchronise it first");
-                    return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_NOT_COMPLETE, text));
-                }
-                (false, _) => {
-                    let text = format!("{WHAT}: event {event} was not recorded");
-                    return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, text));
-                }
-            };
+            *time = self.event_time(WHAT, session, event)?;
         }
         let [start, end] = times;
         let Some(ns) = end.checked_sub(start) else {
@@ -467,6 +497,25 @@ impl Core {
             return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL, text));
         };
         Ok(Reply::value(u64::from(((ns as f64 / 1e6) as f32).to_bits())))
+    }
+
+    /// When the event's last record completed.
+    fn event_time(&mut self, what: &str, session: u64, event: u32) -> Result<Nanos, Fault> {
+        if !self.tenant(session).0.events.contains_key(&event) {
+            return Err(Fault::no_event(what, event));
+        }
+        let status = self.dispatcher.event_status(EventKey { session, event });
+        match (status.recorded, status.time) {
+            (_, Some(time)) if status.complete => Ok(time),
+            (true, _) => {
+                let text = format!("{what}: event {event} is not complete; synchronise it first");
+                Err(Fault::new(acl::ACL_ERROR_RT_EVENT_NOT_COMPLETE, text))
+            }
+            (false, _) => {
+                let text = format!("{what}: event {event} was not recorded");
+                Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, text))
+            }
+        }
     }
 
     /// One attempt; the address.

@@ -196,6 +196,12 @@ impl Shares {
         }
     }
 
+    /// True if the session shares any memory: another process may then write it at any time.
+    pub fn involves(&self, session: u64) -> bool {
+        self.exports.values().any(|e| e.session == session)
+            || self.shared.values().any(|s| s.holders.contains(&session))
+    }
+
     /// True while the memory counts for another session than this one.
     pub fn is_borrowed(&self, session: u64, physical: PhysAddr) -> bool {
         self.shared.get(&physical).is_some_and(|s| s.charged != session)

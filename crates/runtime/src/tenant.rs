@@ -8,7 +8,10 @@ use sched::{Classifier, Nanos, Token};
 use session::Peer;
 
 use crate::fault::Fault;
+use crate::graph::Graph;
+use crate::host_calls::HostCalls;
 use crate::memory::AddressSpace;
+use crate::replay::Replay;
 
 /// A stream.
 #[derive(Debug, Default)]
@@ -23,6 +26,8 @@ pub struct Stream {
     pub dirty: bool,
     /// The mark that a query waits for; `None` once it was passed.
     pub mark: Option<Token>,
+    /// A graph's own stream: errors are told on the stream that the graph was last launched on.
+    pub report_to: Option<u32>,
     /// When its last command was complete.
     pub last_done: Nanos,
 }
@@ -65,6 +70,18 @@ pub struct Tenant {
     pub streams: BTreeMap<u32, Stream>,
     /// Events by the client's id.
     pub events: BTreeMap<u32, Event>,
+    /// Graphs by the client's id.
+    pub graphs: BTreeMap<u32, Graph>,
+    /// Nodes and bytes of all of them.
+    pub graph_nodes: usize,
+    /// See there.
+    pub graph_bytes: usize,
+    /// The launch that is being queued.
+    pub replay: Option<Replay>,
+    /// Number of the next stream of a graph's own, counting down from where no client gets to.
+    pub next_lane: u32,
+    /// Calls of streams to the host.
+    pub host_calls: HostCalls,
     /// Physical stream of synchronous copies.
     pub internal_physical: u32,
     /// First error of work that has no stream (any more).
@@ -92,6 +109,12 @@ impl Tenant {
             peer,
             streams: BTreeMap::from([(0, default)]),
             events: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            graph_nodes: 0,
+            graph_bytes: 0,
+            replay: None,
+            next_lane: u32::MAX,
+            host_calls: HostCalls::default(),
             internal_physical,
             orphan: None,
             next_fault: 0,
@@ -108,6 +131,7 @@ impl Tenant {
         self.faults += 1;
         let number = self.next_fault;
         self.next_fault += 1;
+        let stream = stream.map(|s| self.streams.get(&s).and_then(|lane| lane.report_to).unwrap_or(s));
         let place = match stream.and_then(|s| self.streams.get_mut(&s)) {
             Some(stream) => &mut stream.fault,
             None => &mut self.orphan,

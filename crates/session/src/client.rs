@@ -267,6 +267,13 @@ impl Client {
         !self.owner.is_this_process() || self.shared.is_lost()
     }
 
+    /// Ends the session: whatever waits in it returns [`Lost`] now, and the daemon is told when the last owner drops the client.
+    pub fn end(&self) {
+        if self.owner.is_this_process() {
+            self.shared.declare_lost();
+        }
+    }
+
     fn alive(&self) -> Result<(), Lost> {
         if self.is_lost() { Err(Lost) } else { Ok(()) }
     }

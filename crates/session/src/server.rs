@@ -119,7 +119,10 @@ impl Replier {
             | Record::ExportAllow { reply, .. }
             | Record::ExportClose { reply, .. }
             | Record::Import { reply, .. }
-            | Record::OpAnswered { reply, .. } => Some(reply),
+            | Record::OpAnswered { reply, .. }
+            | Record::HostWait { reply }
+            | Record::EventTime { reply, .. }
+            | Record::GraphEnd { reply, .. } => Some(reply),
             Record::CopyIn { ref source, reply, .. } => {
                 match *source {
                     HostSource::Inline(_) => {}
@@ -146,6 +149,16 @@ impl Replier {
             | Record::EventRecord { .. }
             | Record::EventReset { .. }
             | Record::StreamWaitEvent { .. }
+            | Record::HostCall { .. }
+            | Record::FlagWait { .. }
+            | Record::FlagSet { .. }
+            | Record::FlagClear { .. }
+            | Record::FlagRelease { .. }
+            | Record::GraphBegin { .. }
+            | Record::GraphNode { .. }
+            | Record::GraphLaunch { .. }
+            | Record::GraphUpdate { .. }
+            | Record::GraphDestroy { .. }
             | Record::Op { .. }
             | Record::Hint(_) => None,
         };
@@ -221,14 +234,32 @@ impl ServerSession {
         max_records: usize,
         f: &mut dyn FnMut(&Replier, Record<'_>, &mut OpCall),
     ) -> Result<usize, Violation> {
+        self.drain_while(max_records, &mut |replier, record, call| {
+            f(replier, record, call);
+            true
+        })
+    }
+
+    /// As [`ServerSession::drain`], and stops behind the record for which the callee answers false.
+    ///
+    /// # Errors
+    /// As [`ServerSession::drain`].
+    pub fn drain_while(
+        &mut self,
+        max_records: usize,
+        f: &mut dyn FnMut(&Replier, Record<'_>, &mut OpCall) -> bool,
+    ) -> Result<usize, Violation> {
         if let Some(violation) = &self.violation {
             return Err(violation.clone());
         }
-        let mut taken = 0;
-        while taken < max_records {
+        let (mut taken, mut wanted) = (0, true);
+        while taken < max_records && wanted {
             match self.take(f) {
-                Ok(false) => break,
-                Ok(true) => taken += 1,
+                Ok(None) => break,
+                Ok(Some(more)) => {
+                    taken += 1;
+                    wanted = more;
+                }
                 Err(violation) => {
                     self.violation = Some(violation.clone());
                     return Err(violation);
@@ -244,14 +275,17 @@ impl ServerSession {
         Ok(taken)
     }
 
-    fn take(&mut self, f: &mut dyn FnMut(&Replier, Record<'_>, &mut OpCall)) -> Result<bool, Violation> {
+    /// Passes one record on; what the callee says, `None` without a record.
+    fn take(
+        &mut self,
+        f: &mut dyn FnMut(&Replier, Record<'_>, &mut OpCall) -> bool,
+    ) -> Result<Option<bool>, Violation> {
         if !self.consumer.pop(&mut self.buffer)? {
-            return Ok(false);
+            return Ok(None);
         }
         let record = wire::decode(&self.buffer, &mut self.call)?;
         self.replier.check(&record)?;
-        f(&self.replier, record, &mut self.call);
-        Ok(true)
+        Ok(Some(f(&self.replier, record, &mut self.call)))
     }
 
     /// See [`Replier::reply`].

@@ -32,4 +32,4 @@ pub use record::{ArenaRange, HostSource, Record, ReplyTo, decode, encode, encode
 pub use reply::Reply;
 
 /// Version of everything in this crate. Client and daemon refuse each other where it differs.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;

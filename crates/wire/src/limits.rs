@@ -5,6 +5,9 @@
 /// the default ring.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 
+/// Most bytes of a node of a graph: a record less the header that wraps it.
+pub const GRAPH_NODE_BYTES_MAX: usize = RECORD_BYTES_MAX - 16;
+
 /// Most bytes that an asynchronous copy carries inside its record; more goes through a staging block.
 pub const INLINE_COPY_BYTES_MAX: usize = 1024;
 

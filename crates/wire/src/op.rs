@@ -22,8 +22,8 @@ use crate::limits::{FLOATS_MAX, INTS_MAX, RECORD_BYTES_MAX, SCALARS_MAX, TENSORS
 use crate::{DecodeError, EncodeError};
 use acl_abi::{Arg, DataType, Kind, MAX_DIMS, OpCall, OpId, Param, Scalar, TensorDesc};
 
-/// Most bytes of a body: what is left of a record after its header, the longest of which has 15 bytes.
-pub const OP_BYTES_MAX: usize = RECORD_BYTES_MAX - 16;
+/// Most bytes of a body: what is left of a record after its headers, also those of a graph's node.
+pub const OP_BYTES_MAX: usize = RECORD_BYTES_MAX - 32;
 
 /// First byte of an absent tensor.
 const ABSENT: u8 = 0x0f;

@@ -9,7 +9,7 @@
 //! checked by `session`, addresses by the daemon.
 
 use crate::cursor::{Put, Reader};
-use crate::limits::INLINE_COPY_BYTES_MAX;
+use crate::limits::{GRAPH_NODE_BYTES_MAX, INLINE_COPY_BYTES_MAX};
 use crate::op::{decode_op, encode_op};
 use crate::{DecodeError, EncodeError, Hint};
 use acl_abi::OpCall;
@@ -234,6 +234,73 @@ pub enum Record<'a> {
         src: u64,
         reply: ReplyTo,
     },
+    /// When the stream gets here, `call` is told to the client ([`Record::HostWait`]); with `block`, the stream waits for
+    /// the flag of that number.
+    HostCall {
+        stream: u32,
+        call: u32,
+        block: bool,
+    },
+    /// Answered as soon as streams have got to some [`Record::HostCall`]: `[count, call, call, call]`. One at a time: an
+    /// earlier one is answered with none.
+    HostWait {
+        reply: ReplyTo,
+    },
+    /// The stream waits until the flag is set or released.
+    FlagWait {
+        stream: u32,
+        flag: u32,
+    },
+    /// Sets the flag in stream order.
+    FlagSet {
+        stream: u32,
+        flag: u32,
+    },
+    /// Clears the flag in stream order.
+    FlagClear {
+        stream: u32,
+        flag: u32,
+    },
+    /// Ends every wait for the flag, at once, and forgets the flag.
+    FlagRelease {
+        flag: u32,
+    },
+    /// When the event's last record completed: `[microseconds]` since the device started.
+    EventTime {
+        event: u32,
+        reply: ReplyTo,
+    },
+    /// A graph that [`Record::GraphNode`]s fill; it starts where `stream` will be when it is launched.
+    GraphBegin {
+        graph: u32,
+        stream: u32,
+    },
+    /// Appends a node: the bytes of a record of a stream without an answer. `group` 0: none.
+    GraphNode {
+        graph: u32,
+        group: u32,
+        node: &'a [u8],
+    },
+    /// The graph is complete.
+    GraphEnd {
+        graph: u32,
+        reply: ReplyTo,
+    },
+    /// Everything of the graph, where `stream` is now.
+    GraphLaunch {
+        graph: u32,
+        stream: u32,
+    },
+    /// Another operator in place of the `index`-th of a group, also for launches whose streams have not got there.
+    GraphUpdate {
+        graph: u32,
+        group: u32,
+        index: u32,
+        node: &'a [u8],
+    },
+    GraphDestroy {
+        graph: u32,
+    },
     Hint(Hint),
 }
 
@@ -253,7 +320,9 @@ tags! {
     FREE = 15 MEM_INFO = 16 COPY_IN = 17 COPY_OUT = 18 COPY_DEVICE = 19 MEMSET = 20 OP = 21 HINT = 22
     RESERVE = 40 RELEASE = 41 PHYSICAL_ALLOC = 42 PHYSICAL_FREE = 43 MAP = 44 UNMAP = 45
     EXPORT = 46 EXPORT_ALLOW = 47 EXPORT_CLOSE = 48 IMPORT = 49
-    OP_ANSWERED = 60 STREAM_FETCH = 61
+    OP_ANSWERED = 60 STREAM_FETCH = 61 HOST_CALL = 62 HOST_WAIT = 63 FLAG_WAIT = 64 FLAG_SET = 65 FLAG_CLEAR = 66
+    FLAG_RELEASE = 67 EVENT_TIME = 68 GRAPH_BEGIN = 69 GRAPH_NODE = 70 GRAPH_END = 71 GRAPH_LAUNCH = 72 GRAPH_UPDATE = 73
+    GRAPH_DESTROY = 74
 }
 
 const SOURCE_INLINE: u8 = 0;
@@ -327,6 +396,30 @@ pub fn decode<'a>(bytes: &'a [u8], scratch: &mut OpCall) -> Result<Record<'a>, D
     let record = take_record(tag, &mut r)?;
     r.end()?;
     Ok(record)
+}
+
+fn put_pair(tag: u8, a: u32, b: u32, out: &mut Vec<u8>) {
+    out.u8(tag);
+    out.u32(a);
+    out.u32(b);
+}
+
+/// The bytes of a node end the record.
+fn put_node(node: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if node.len() > GRAPH_NODE_BYTES_MAX {
+        let what = "bytes of a graph's node";
+        return Err(EncodeError::TooMany { what, count: node.len(), max: GRAPH_NODE_BYTES_MAX });
+    }
+    out.extend_from_slice(node);
+    Ok(())
+}
+
+fn take_node<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
+    let count = r.left();
+    if count > GRAPH_NODE_BYTES_MAX {
+        return Err(DecodeError::TooMany { what: "bytes of a graph's node", count, max: GRAPH_NODE_BYTES_MAX });
+    }
+    r.take(count)
 }
 
 fn put_reply(to: ReplyTo, out: &mut Vec<u8>) {
@@ -542,6 +635,46 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
             out.u64(src);
             put_reply(reply, out);
         }
+        Record::HostCall { stream, call, block } => {
+            put_pair(tag::HOST_CALL, stream, call, out);
+            out.u8(block.into());
+        }
+        Record::HostWait { reply } => {
+            out.u8(tag::HOST_WAIT);
+            put_reply(reply, out);
+        }
+        Record::FlagWait { stream, flag } => put_pair(tag::FLAG_WAIT, stream, flag, out),
+        Record::FlagSet { stream, flag } => put_pair(tag::FLAG_SET, stream, flag, out),
+        Record::FlagClear { stream, flag } => put_pair(tag::FLAG_CLEAR, stream, flag, out),
+        Record::FlagRelease { flag } => {
+            out.u8(tag::FLAG_RELEASE);
+            out.u32(flag);
+        }
+        Record::EventTime { event, reply } => {
+            out.u8(tag::EVENT_TIME);
+            out.u32(event);
+            put_reply(reply, out);
+        }
+        Record::GraphBegin { graph, stream } => put_pair(tag::GRAPH_BEGIN, graph, stream, out),
+        Record::GraphNode { graph, group, node } => {
+            put_pair(tag::GRAPH_NODE, graph, group, out);
+            put_node(node, out)?;
+        }
+        Record::GraphEnd { graph, reply } => {
+            out.u8(tag::GRAPH_END);
+            out.u32(graph);
+            put_reply(reply, out);
+        }
+        Record::GraphLaunch { graph, stream } => put_pair(tag::GRAPH_LAUNCH, graph, stream, out),
+        Record::GraphUpdate { graph, group, index, node } => {
+            put_pair(tag::GRAPH_UPDATE, graph, group, out);
+            out.u32(index);
+            put_node(node, out)?;
+        }
+        Record::GraphDestroy { graph } => {
+            out.u8(tag::GRAPH_DESTROY);
+            out.u32(graph);
+        }
         Record::Hint(ref hint) => {
             out.u8(tag::HINT);
             hint.encode(out)?;
@@ -662,6 +795,29 @@ fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeErro
         tag::STREAM_FETCH => {
             Record::StreamFetch { stream: r.u32()?, dst: take_range(r)?, src: r.u64()?, reply: take_reply(r)? }
         }
+        tag::HOST_CALL => Record::HostCall {
+            stream: r.u32()?,
+            call: r.u32()?,
+            block: match r.u8()? {
+                0 => false,
+                1 => true,
+                v => return Err(DecodeError::Unknown { what: "bool", value: u64::from(v) }),
+            },
+        },
+        tag::HOST_WAIT => Record::HostWait { reply: take_reply(r)? },
+        tag::FLAG_WAIT => Record::FlagWait { stream: r.u32()?, flag: r.u32()? },
+        tag::FLAG_SET => Record::FlagSet { stream: r.u32()?, flag: r.u32()? },
+        tag::FLAG_CLEAR => Record::FlagClear { stream: r.u32()?, flag: r.u32()? },
+        tag::FLAG_RELEASE => Record::FlagRelease { flag: r.u32()? },
+        tag::EVENT_TIME => Record::EventTime { event: r.u32()?, reply: take_reply(r)? },
+        tag::GRAPH_BEGIN => Record::GraphBegin { graph: r.u32()?, stream: r.u32()? },
+        tag::GRAPH_NODE => Record::GraphNode { graph: r.u32()?, group: r.u32()?, node: take_node(r)? },
+        tag::GRAPH_END => Record::GraphEnd { graph: r.u32()?, reply: take_reply(r)? },
+        tag::GRAPH_LAUNCH => Record::GraphLaunch { graph: r.u32()?, stream: r.u32()? },
+        tag::GRAPH_UPDATE => {
+            Record::GraphUpdate { graph: r.u32()?, group: r.u32()?, index: r.u32()?, node: take_node(r)? }
+        }
+        tag::GRAPH_DESTROY => Record::GraphDestroy { graph: r.u32()? },
         tag::HINT => Record::Hint(Hint::decode(r)?),
         _ => return Err(DecodeError::Unknown { what: "record", value: u64::from(tag) }),
     })

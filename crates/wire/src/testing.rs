@@ -231,7 +231,7 @@ impl<'a> Source<'a> {
 
     /// A valid record, with its call if it is an operator.
     pub fn record(&mut self) -> (Record<'a>, Option<OpCall>) {
-        let kind = self.below(60);
+        let kind = self.below(80);
         let (a, b) = (self.u32(), self.u32());
         let stream = (b & 1 == 1).then_some(a);
         let reply = if b & 2 == 2 { Some(self.reply()) } else { None };
@@ -285,6 +285,25 @@ impl<'a> Source<'a> {
             38 => Record::ExportClose { key: self.key(), reply: self.reply() },
             39 => Record::Import { key: self.key(), handle: a & 1 == 1, reply: self.reply() },
             27 => Record::StreamFetch { stream: a, dst: self.range(), src: self.u64(), reply: self.reply() },
+            28 => Record::HostCall { stream: a, call: b, block: self.bool() },
+            29 => Record::HostWait { reply: self.reply() },
+            46 => Record::FlagWait { stream: a, flag: b },
+            47 => Record::FlagSet { stream: a, flag: b },
+            48 => Record::FlagClear { stream: a, flag: b },
+            49 => Record::FlagRelease { flag: a },
+            50 => Record::EventTime { event: a, reply: self.reply() },
+            51 => Record::GraphBegin { graph: a, stream: b },
+            52 => {
+                let len = self.below(64);
+                Record::GraphNode { graph: a, group: b, node: self.bytes(len) }
+            }
+            53 => Record::GraphEnd { graph: a, reply: self.reply() },
+            54 => Record::GraphLaunch { graph: a, stream: b },
+            55 => {
+                let (index, len) = (self.u32(), self.below(64));
+                Record::GraphUpdate { graph: a, group: b, index, node: self.bytes(len) }
+            }
+            56 => Record::GraphDestroy { graph: a },
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
         };
@@ -490,7 +509,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 34);
+        assert_eq!(tags.len(), 47);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }

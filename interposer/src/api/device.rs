@@ -44,7 +44,9 @@ pub extern "C" fn aclrtGetRunMode(runMode: Out<i32>) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtSynchronizeDevice() -> i32 {
     status("aclrtSynchronizeDevice", || {
-        process().current_link()?.call(|reply| Record::DeviceSync { reply }).map(|_| ())
+        let link = process().current_link()?;
+        link.unsafe_while_capturing("aclrtSynchronizeDevice")?;
+        link.call(|reply| Record::DeviceSync { reply }).map(|_| ())
     })
 }
 

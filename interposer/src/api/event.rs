@@ -1,7 +1,6 @@
 //! Events. Created, recorded and destroyed without an answer.
 
 use acl_abi::values as acl;
-use wire::Record;
 
 use crate::abi::{Opaque, Out};
 use crate::entry::status;
@@ -9,13 +8,13 @@ use crate::error::Failure;
 use crate::event::Event;
 use crate::process::process;
 
-/// Flags that would need another process or a captured graph.
-const REFUSED_FLAGS: u32 = (acl::ACL_EVENT_IPC | acl::ACL_EVENT_EXTERNAL) as u32;
+/// Flags that would need another process.
+const REFUSED_FLAGS: u32 = acl::ACL_EVENT_IPC as u32;
 
 fn create(event: Out<Opaque>, flags: u32) -> Result<(), Failure> {
     event.check("event")?;
     if flags & REFUSED_FLAGS != 0 {
-        let text = format!("parameter flag: {flags:#x} asks for an event that other processes or captured graphs use");
+        let text = format!("parameter flag: {flags:#x} asks for an event that other processes use");
         return Err(Failure::unsupported(text));
     }
     let process = process();
@@ -51,9 +50,8 @@ pub extern "C" fn aclrtDestroyEvent(event: Opaque) -> i32 {
     status("aclrtDestroyEvent", || {
         let process = process();
         let result = process.events.remove(event, "event", Option::take).and_then(|gone| match gone {
-            // A lost session has destroyed it already.
-            Some(event) if !event.link.is_lost() => event.link.post(&Record::EventDestroy { event: event.id }),
-            _ => Ok(()),
+            Some(event) => event.destroy(),
+            None => Ok(()),
         });
         process.forgive_after_finalise(result)
     })
@@ -118,6 +116,26 @@ pub extern "C" fn aclrtEventElapsedTime(ms: Out<f32>, startEvent: Opaque, endEve
         let process = process();
         let (start, end) = (process.event(startEvent, "startEvent")?, process.event(endEvent, "endEvent")?);
         ms.set("ms", start.elapsed_ms(&end)?)
+    })
+}
+
+/// Whether the stream that waits for the event has got past it (0) or perhaps not (1).
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtQueryEventWaitStatus(event: Opaque, status: Out<i32>) -> i32 {
+    crate::entry::status("aclrtQueryEventWaitStatus", || {
+        status.check("status")?;
+        let over = process().event(event, "event")?.wait_is_over()?;
+        let (yes, no) = (acl::ACL_EVENT_WAIT_STATUS_COMPLETE, acl::ACL_EVENT_WAIT_STATUS_NOT_READY);
+        status.set("status", if over { yes } else { no })
+    })
+}
+
+/// When the last recording completed, in microseconds of the device's clock.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtEventGetTimestamp(event: Opaque, timestamp: Out<u64>) -> i32 {
+    status("aclrtEventGetTimestamp", || {
+        timestamp.check("timestamp")?;
+        timestamp.set("timestamp", process().event(event, "event")?.timestamp_us()?)
     })
 }
 

@@ -5,10 +5,12 @@
 #![allow(non_snake_case)]
 
 pub mod batch;
+pub mod callback;
 pub mod context;
 pub mod descriptors;
 pub mod device;
 pub mod event;
+pub mod graph;
 pub mod init;
 pub mod ipc;
 pub mod memory;

@@ -46,6 +46,7 @@ fn destroy(stream: Opaque) -> Result<(), Failure> {
     if stream.is_null() {
         return Err(Failure::invalid("parameter stream: the default stream cannot be destroyed"));
     }
+    process.stream(stream)?.is_free("its destruction")?;
     let gone = process.streams.remove(stream, "stream", Option::take)?;
     match gone {
         // A lost session has destroyed it already.
@@ -113,4 +114,27 @@ pub extern "C" fn aclrtStreamGetPriority(stream: Opaque, priority: Out<u32>) -> 
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtStreamGetFlags(stream: Opaque, flags: Out<u32>) -> i32 {
     status("aclrtStreamGetFlags", || flags.set("flags", process().stream(stream)?.flags))
+}
+
+/// Accepted for a live stream, where the value changes nothing here: failure mode and overflow check (as
+/// `aclrtSetStreamFailureMode` and `aclrtSetStreamOverflowSwitch`), a tag for listings, and whether operators' shapes are kept
+/// for profiling. The priority is fixed when the stream is made.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtSetStreamAttribute(stream: Opaque, stmAttrType: i32, value: Opaque) -> i32 {
+    status("aclrtSetStreamAttribute", || {
+        if value.is_null() {
+            return Err(Failure::null("value"));
+        }
+        process().stream(stream)?;
+        match stmAttrType {
+            acl::ACL_STREAM_ATTR_FAILURE_MODE
+            | acl::ACL_STREAM_ATTR_FLOAT_OVERFLOW_CHECK
+            | acl::ACL_STREAM_ATTR_USER_CUSTOM_TAG
+            | acl::ACL_STREAM_ATTR_CACHE_OP_INFO => Ok(()),
+            acl::ACL_STREAM_ATTR_PRIORITY => {
+                Err(Failure::unsupported("parameter stmAttrType: the priority of a stream is fixed when it is made"))
+            }
+            other => Err(Failure::invalid(format!("parameter stmAttrType: {other} is no aclrtStreamAttr"))),
+        }
+    })
 }

@@ -170,6 +170,8 @@ pub struct AddressSpace {
     held_bytes: u64,
     unmapped_bytes: u64,
     peak_bytes: u64,
+    /// Changes with every mapping and unmapping.
+    version: u64,
 }
 
 impl AddressSpace {
@@ -195,6 +197,7 @@ impl AddressSpace {
             held_bytes: 0,
             unmapped_bytes: 0,
             peak_bytes: 0,
+            version: 0,
         }
     }
 
@@ -216,6 +219,11 @@ impl AddressSpace {
     /// Most bytes held at once so far.
     pub fn peak_bytes(&self) -> u64 {
         self.peak_bytes
+    }
+
+    /// Changes whenever an address may resolve otherwise than before.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Number of live allocations and physical handles.
@@ -301,6 +309,7 @@ impl AddressSpace {
         let previous = self.mapped.insert(start, Taken::Block(slot));
         assert!(previous.is_none(), "two allocations at {start:#x}");
         self.cursor = self.next_free(Taken::Block(slot));
+        self.version += 1;
     }
 
     /// Memory and bytes of the live allocation that begins at `start`.
@@ -343,6 +352,7 @@ impl AddressSpace {
             return Err(BoundsError::Unmapped { addr: start });
         };
         self.mapped.remove(&start);
+        self.version += 1;
         if self.last_hit == Some(slot) {
             self.last_hit = None;
         }

@@ -208,6 +208,7 @@ impl AddressSpace {
         reservation.map(Piece { addr, size, handle });
         entry.mapped += 1;
         self.pieces += 1;
+        self.version += 1;
         self.last_stretch = None;
     }
 
@@ -224,6 +225,7 @@ impl AddressSpace {
         let piece = reservation.unmap(addr).ok_or(ReserveError::NotMapped(addr))?;
         self.last_stretch = None;
         self.pieces -= 1;
+        self.version += 1;
         self.draining += 1;
         let handle = self.handles.get_mut(&piece.handle).expect("mapped handles stay");
         handle.mapped -= 1;

@@ -16,12 +16,14 @@
 //! largest seen.
 
 mod events;
+mod flags;
 mod release;
 mod settle;
 mod stats;
 mod stream;
 mod types;
 
+pub use flags::FlagKey;
 pub use stats::{HoldReason, HoldStats, Stats};
 pub use stream::Op;
 pub(crate) use stream::Stream;
@@ -32,6 +34,7 @@ pub use types::{
 use crate::Nanos;
 use crate::policy::{self, Board, Policy, PolicyConfig, StreamInfo};
 use events::Events;
+use flags::Flags;
 use std::collections::HashMap;
 use stream::{Entry, Held, Place};
 
@@ -67,6 +70,7 @@ pub struct Dispatcher {
     /// Where each token in flight is: stream, number within it.
     flying: HashMap<Token, (usize, u64)>,
     events: Events,
+    flags: Flags,
     fences: HashMap<u64, Fence>,
     fences_minted: u64,
     /// Streams with waiters in their queue.
@@ -96,6 +100,7 @@ impl Dispatcher {
             ready: Vec::new(),
             flying: HashMap::new(),
             events: Events::default(),
+            flags: Flags::default(),
             fences: HashMap::new(),
             fences_minted: 0,
             awaited: Vec::new(),
@@ -150,13 +155,14 @@ impl Dispatcher {
                             dropped.push(f.token);
                         }
                     }
-                    Entry::Wait { .. } => {}
+                    Entry::Wait { .. } | Entry::Await { .. } | Entry::Flag { .. } => {}
                 }
             }
             self.awaited.retain(|&s| s != index);
             self.free_if_drained(index);
         }
         self.events.forget_session(session);
+        self.flags.forget_session(session);
         self.policy.session_closed(session);
         self.stats.dropped += (dropped.len() - before) as u64;
         self.settle(now);
@@ -238,7 +244,18 @@ impl Dispatcher {
                 Some(mark) => Entry::Wait { mark },
                 None => return Ok(()),
             },
+            Item::AwaitFlag(flag) => {
+                self.room_for_flag(flag)?;
+                self.flags.queued(flag);
+                Entry::Await { flag }
+            }
+            Item::SetFlag(flag) => {
+                self.room_for_flag(flag)?;
+                Entry::Flag { flag, set: true }
+            }
+            Item::ClearFlag(flag) => Entry::Flag { flag, set: false },
             Item::Notify { token } => {
+                let Some(stream) = self.streams[index].as_mut() else { return Err(Refused::NoStream(key)) };
                 if stream.waiters.is_empty() {
                     self.awaited.push(index);
                 }
@@ -246,7 +263,9 @@ impl Dispatcher {
                 Entry::Notify { token }
             }
         };
-        stream.push(entry);
+        if let Some(stream) = self.streams[index].as_mut() {
+            stream.push(entry);
+        }
         if let Some(session) = self.sessions.get_mut(&key.session) {
             session.items += 1;
         }
@@ -255,6 +274,23 @@ impl Dispatcher {
         self.work.push(index);
         self.settle(now);
         Ok(())
+    }
+
+    fn room_for_flag(&self, flag: FlagKey) -> Result<(), Refused> {
+        let max = self.limits.flags_per_session_max;
+        // Most sessions have none, so counting is rare.
+        if !self.flags.contains(flag) && self.flags.len() >= max && self.flags.count(flag.session) >= max {
+            return Err(Refused::TooManyFlags(max));
+        }
+        Ok(())
+    }
+
+    /// Ends every wait for a flag, those that streams have not reached yet included, and forgets the flag.
+    pub fn release_flag(&mut self, now: Nanos, flag: FlagKey) {
+        let now = self.advance(now);
+        let streams = self.flags.release(flag);
+        self.work.extend(streams);
+        self.settle(now);
     }
 
     /// True while the session may push: false tells the caller to leave its ring alone until work drains.

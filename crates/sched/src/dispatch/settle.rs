@@ -44,6 +44,14 @@ impl Dispatcher {
                     stream.blocked_on = None;
                     stream.pass();
                 }
+                Some(&Entry::Await { flag }) => {
+                    if !self.flags.reached(flag, index) {
+                        return;
+                    }
+                    if let Some(stream) = self.streams[index].as_mut() {
+                        stream.pass();
+                    }
+                }
                 Some(_) => stream.pass(),
             }
         }
@@ -52,7 +60,12 @@ impl Dispatcher {
     /// An entry has left its stream: everything before it has completed.
     fn retired(&mut self, now: Nanos, index: usize, entry: Entry) {
         match entry {
-            Entry::Op { .. } | Entry::Wait { .. } => return,
+            Entry::Op { .. } | Entry::Wait { .. } | Entry::Await { .. } => return,
+            Entry::Flag { flag, set: true } => {
+                let streams = self.flags.set(flag);
+                self.work.extend(streams);
+            }
+            Entry::Flag { flag, set: false } => self.flags.clear(flag),
             Entry::Record { mark } => self.release(mark, Some(now)),
             Entry::Notify { token } => {
                 self.done.push(token);

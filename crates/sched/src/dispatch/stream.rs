@@ -2,10 +2,10 @@
 //!
 //! Entries leave at the front when they have completed. The cursor stands at the first entry that has not started:
 //! operators before it are in flight (or complete, behind one that is not), records and waiters before it wait for the
-//! front to reach them, event waits before it have passed. So a record in the middle does not stop later operators from
+//! front to reach them, waits for events and flags before it have passed. So a record in the middle does not stop later operators from
 //! being handed to the device, and an event wait does.
 
-use super::{StreamKey, Token};
+use super::{FlagKey, StreamKey, Token};
 use crate::{Demand, Nanos, Phase};
 use std::collections::VecDeque;
 
@@ -46,6 +46,8 @@ pub(crate) enum Entry {
     Op { op: Op, done: bool },
     Record { mark: MarkId },
     Wait { mark: MarkId },
+    Await { flag: FlagKey },
+    Flag { flag: FlagKey, set: bool },
     Notify { token: Token },
     Fence { fence: u64 },
 }
@@ -197,8 +199,8 @@ impl Stream {
     pub fn retire(&mut self) -> Option<Entry> {
         let retires = match self.entries.front()? {
             Entry::Op { done, .. } => *done,
-            Entry::Wait { .. } => self.cursor > self.base,
-            Entry::Record { .. } | Entry::Notify { .. } | Entry::Fence { .. } => true,
+            Entry::Wait { .. } | Entry::Await { .. } => self.cursor > self.base,
+            Entry::Record { .. } | Entry::Flag { .. } | Entry::Notify { .. } | Entry::Fence { .. } => true,
         };
         if !retires {
             return None;

@@ -1,5 +1,6 @@
 //! What goes into the dispatcher and what comes out of it.
 
+use super::FlagKey;
 use crate::{Demand, Nanos, Phase};
 
 /// Identifies an operator or a waiter; minted by the caller, unique among those not yet completed.
@@ -58,6 +59,12 @@ pub enum Item {
     ResetEvent(EventKey),
     /// Later items wait for the record of this event that precedes this item in submission order, if there is one.
     WaitEvent(EventKey),
+    /// Later items wait until this flag is set, now or later, or released.
+    AwaitFlag(FlagKey),
+    /// Sets the flag when everything earlier in the stream has completed.
+    SetFlag(FlagKey),
+    /// Clears the flag when everything earlier in the stream has completed.
+    ClearFlag(FlagKey),
     /// [`Action::Done`] when everything earlier in the stream has completed.
     Notify {
         /// Comes back in [`Action::Done`].
@@ -120,6 +127,8 @@ pub struct Limits {
     pub items_per_session_max: usize,
     /// Events of a session that have been recorded and not destroyed.
     pub events_per_session_max: usize,
+    /// Flags of a session that were mentioned and not released.
+    pub flags_per_session_max: usize,
     /// Requests of a session that hints keep alive; the oldest is forgotten beyond.
     pub requests_per_session_max: usize,
 }
@@ -132,6 +141,7 @@ impl Default for Limits {
             streams_per_session_max: 1024,
             items_per_session_max: 1 << 16,
             events_per_session_max: 1 << 16,
+            flags_per_session_max: 1 << 14,
             requests_per_session_max: 4096,
         }
     }
@@ -161,6 +171,9 @@ pub enum Refused {
     /// [`Limits::events_per_session_max`] reached.
     #[error("the session has {0} recorded events, no more are allowed")]
     TooManyEvents(usize),
+    /// [`Limits::flags_per_session_max`] reached.
+    #[error("the session has {0} callbacks or external events pending, no more are allowed")]
+    TooManyFlags(usize),
 }
 
 /// What the gateway said about a request.
