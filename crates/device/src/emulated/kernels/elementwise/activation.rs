@@ -2,7 +2,7 @@
 
 use super::super::Machine;
 use super::super::args::Args;
-use super::super::fault::{Outcome, ensure};
+use super::super::fault::{Fault, Outcome, ensure};
 use super::super::view::View;
 use super::arithmetic::add;
 use super::number::{Number, Real};
@@ -31,6 +31,7 @@ operators! {
     custom prelu => aclnnPrelu;
     custom glu => aclnnGlu;
     custom ge_glu => aclnnGeGluV3;
+    custom gelu_mul => aclnnGeluMul;
 }
 
 /// `max(x, 0)`; NaN of NaN.
@@ -39,7 +40,7 @@ fn relu<T: Number>(x: T) -> T {
 }
 
 /// `x · sigmoid(x)`.
-fn silu<T: Real>(x: T) -> T {
+pub fn silu<T: Real>(x: T) -> T {
     x / (T::real(1.0) + (-x).exp())
 }
 
@@ -186,6 +187,20 @@ fn glu(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (x, out) = (args.tensor(0)?, args.output(2)?);
     let (a, b, _) = halves(args, 1, &x)?;
     real_of(machine, &out, &[Operand::tensor(a), Operand::tensor(b)], "out", gate, gate)
+}
+
+/// The GELU of the first half of `input` along its last dimension times the second.
+fn gelu_mul(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    fn gate<T: Real>([a, b, approximate]: [T; 3]) -> T {
+        gelu_by([a, approximate]) * b
+    }
+    let (x, out) = (args.tensor(0)?, args.output(2)?);
+    let last = x.ndim().checked_sub(1).filter(|&dim| x.dim(dim).is_multiple_of(2));
+    let Some(dim) = last else { return Err(Fault::new(format!("input: shape {:?} has no halves", x.dims()))) };
+    let half = x.dim(dim) / 2;
+    let approximate = super::operand(args, 1, None)?;
+    let operands = [Operand::tensor(x.narrow(dim, 0, half)), Operand::tensor(x.narrow(dim, half, half)), approximate];
+    real_of(machine, &out, &operands, "out", gate, gate)
 }
 
 /// One half of `self` along `dim` times the GELU of the other, which is an output too. `approximate`: 0 exact, 1 by tanh;

@@ -39,6 +39,7 @@ operators! {
         aclnnForeachAddcmulScalarList;
     ratio add_quotient => aclnnAddcdiv aclnnInplaceAddcdiv aclnnForeachAddcdivScalar aclnnForeachAddcdivScalarV2
         aclnnForeachAddcdivScalarList;
+    ratio masked_scale => aclnnMaskedScale;
     ratio lerp => aclnnLerp aclnnLerps aclnnInplaceLerp aclnnInplaceLerps aclnnForeachLerpList aclnnForeachLerpScalar;
 }
 
@@ -63,6 +64,11 @@ fn add_product<T: Number>([x, a, b, value]: [T; 4]) -> T {
 /// `x + value·a/b`.
 fn add_quotient<T: Real>([x, a, b, value]: [T; 4]) -> T {
     x + value * a / b
+}
+
+/// `x · mask · scale`: dropout with a mask of any type.
+fn masked_scale<T: Real>([x, mask, scale]: [T; 3]) -> T {
+    x * mask * scale
 }
 
 /// `start + weight·(end − start)`, from the end that is nearer.

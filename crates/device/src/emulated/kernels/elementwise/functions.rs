@@ -9,8 +9,8 @@ operators! {
     number1 Number::sign => aclnnSign aclnnForeachSign;
     number1 Number::ceil => aclnnCeil aclnnInplaceCeil;
     number1 Number::floor => aclnnFloor aclnnInplaceFloor;
-    number1 Number::round => aclnnRound;
-    number1 Number::trunc => aclnnTrunc;
+    number1 Number::round => aclnnRound aclnnInplaceRound;
+    number1 Number::trunc => aclnnTrunc aclnnInplaceTrunc;
     number1 fraction => aclnnFrac aclnnInplaceFrac;
     real round_decimals => aclnnRoundDecimals aclnnInplaceRoundDecimals;
     real1 reciprocal => aclnnReciprocal aclnnInplaceReciprocal aclnnForeachReciprocal;
@@ -66,34 +66,40 @@ fn round_decimals<T: Real>([x, decimals]: [T; 2]) -> T {
 fn reciprocal<T: Real>(x: T) -> T {
     T::real(1.0) / x
 }
-macro_rules! by_double {
-    ($($name:ident = $f:expr;)+) => {$(
+macro_rules! elementary {
+    ($($name:ident = $single:path, $double:path;)+) => {$(
         fn $name<T: Real>(x: T) -> T {
-            x.by($f)
+            x.by_either($single, $double)
         }
     )+};
 }
-by_double! {
-    exp2 = libm::exp2;
-    expm1 = libm::expm1;
-    log = libm::log;
-    log10 = libm::log10;
-    log1p = libm::log1p;
-    log2 = libm::log2;
-    cos = libm::cos;
-    sin = libm::sin;
-    tan = libm::tan;
-    acos = libm::acos;
-    asin = libm::asin;
-    atan = libm::atan;
-    cosh = libm::cosh;
-    sinh = libm::sinh;
-    acosh = libm::acosh;
-    asinh = libm::asinh;
-    atanh = libm::atanh;
-    erfc = libm::erfc;
-    erf_inverse = inverse_of_erf;
-    sinc = sin_over_x;
+elementary! {
+    exp2 = libm::exp2f, libm::exp2;
+    expm1 = libm::expm1f, libm::expm1;
+    log = libm::logf, libm::log;
+    log10 = libm::log10f, libm::log10;
+    log1p = libm::log1pf, libm::log1p;
+    log2 = libm::log2f, libm::log2;
+    cos = libm::cosf, libm::cos;
+    sin = libm::sinf, libm::sin;
+    tan = libm::tanf, libm::tan;
+    acos = libm::acosf, libm::acos;
+    asin = libm::asinf, libm::asin;
+    atan = libm::atanf, libm::atan;
+    cosh = libm::coshf, libm::cosh;
+    sinh = libm::sinhf, libm::sinh;
+    acosh = libm::acoshf, libm::acosh;
+    asinh = libm::asinhf, libm::asinh;
+    atanh = libm::atanhf, libm::atanh;
+    erfc = libm::erfcf, libm::erfc;
+}
+
+fn erf_inverse<T: Real>(x: T) -> T {
+    x.by(inverse_of_erf)
+}
+
+fn sinc<T: Real>(x: T) -> T {
+    x.by(sin_over_x)
 }
 
 fn rsqrt<T: Real>(x: T) -> T {
@@ -131,7 +137,7 @@ fn logit<T: Real>([x, eps]: [T; 2]) -> T {
     let high = if eps < T::default() { x } else { T::real(1.0) - eps };
     let x = if x < low { low } else { x };
     let x = if x > high { high } else { x };
-    (x / (T::real(1.0) - x)).by(libm::log)
+    log(x / (T::real(1.0) - x))
 }
 
 /// `x`, or what stands for NaN and the infinities.
@@ -184,6 +190,6 @@ fn x_log_y<T: Real>([x, y]: [T; 2]) -> T {
     } else if x == T::default() {
         x
     } else {
-        x * y.by(libm::log)
+        x * log(y)
     }
 }

@@ -6,7 +6,7 @@ use super::super::fault::Outcome;
 use super::super::nest::{load_all, store_all};
 use super::super::sized;
 use super::super::view::View;
-use super::activation::{FAST_GELU_SLOPE, gelu_tanh_inner, halves, log_one_plus_exp, per_channel};
+use super::activation::{FAST_GELU_SLOPE, gelu_tanh_inner, halves, log_one_plus_exp, per_channel, silu};
 use super::number::{Number, Real};
 use super::{Operand, check_shape, operators, real_of};
 
@@ -30,6 +30,7 @@ operators! {
     real logit => aclnnLogitGrad;
     custom prelu => aclnnPreluBackward;
     custom glu => aclnnGluBackward;
+    custom swi_glu => aclnnSwiGluGrad;
     custom ge_glu => aclnnGeGluV3Backward;
 }
 
@@ -206,6 +207,23 @@ fn glu(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     fn right<T: Real>([gradient, a, b]: [T; 3]) -> T {
         let s = b.sigmoid();
         gradient * a * s * (one::<T>() - s)
+    }
+    let (gradient, x, out) = (args.tensor(0)?, args.tensor(1)?, args.output(3)?);
+    let (a, b, _) = halves(args, 2, &x)?;
+    let operands = [gradient, a, b].map(Operand::tensor);
+    into_halves(args, machine, (2, out), |machine, half, first| match first {
+        true => real_of(machine, half, &operands, "out", left, left),
+        false => real_of(machine, half, &operands, "out", right, right),
+    })
+}
+
+/// Gradients of `silu(a) · b`.
+fn swi_glu(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    fn left<T: Real>([gradient, a, b]: [T; 3]) -> T {
+        gradient * b * silu_slope(a)
+    }
+    fn right<T: Real>([gradient, a, _]: [T; 3]) -> T {
+        gradient * silu(a)
     }
     let (gradient, x, out) = (args.tensor(0)?, args.tensor(1)?, args.output(3)?);
     let (a, b, _) = halves(args, 2, &x)?;

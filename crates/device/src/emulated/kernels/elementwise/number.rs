@@ -3,7 +3,7 @@
 //!
 //! Integers wrap. A division of integers by zero gives 0: torch on the CPU raises there, which a device cannot, and
 //! whatever it gave instead is the caller's to mask. Floating-point functions without a vector form of ours come from
-//! `libm`, single precision by way of double, so that they have one result on every machine.
+//! `libm`, so that they have one result on every machine.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -91,6 +91,8 @@ pub trait Real:
     fn erf(self) -> Self;
     /// `√x`.
     fn sqrt(self) -> Self;
+    /// By a function of either precision.
+    fn by_either(self, single: impl Fn(f32) -> f32, double: impl Fn(f64) -> f64) -> Self;
     /// By a function of double precision, rounded once.
     fn by(self, f: impl Fn(f64) -> f64) -> Self;
     /// By a function of two values in double precision, rounded once.
@@ -104,7 +106,7 @@ pub trait Real:
 }
 
 macro_rules! float {
-    ($t:ident, exp: $exp:path, tanh: $tanh:path, erf: $erf:path, fmod: $fmod:path) => {
+    ($t:ident, own: |$single:ident, $double:ident| $own:ident, exp: $exp:path, tanh: $tanh:path, erf: $erf:path, fmod: $fmod:path) => {
         impl Number for $t {
             #[inline(always)]
             fn lit(value: i8) -> Self {
@@ -220,6 +222,10 @@ macro_rules! float {
                 $t::sqrt(self)
             }
             #[inline(always)]
+            fn by_either(self, $single: impl Fn(f32) -> f32, $double: impl Fn(f64) -> f64) -> Self {
+                $own(self)
+            }
+            #[inline(always)]
             fn by(self, f: impl Fn(f64) -> f64) -> Self {
                 f(f64::from(self)) as Self
             }
@@ -230,8 +236,8 @@ macro_rules! float {
         }
     };
 }
-float!(f32, exp: math::exp, tanh: math::tanh, erf: math::erf, fmod: libm::fmodf);
-float!(f64, exp: libm::exp, tanh: libm::tanh, erf: libm::erf, fmod: libm::fmod);
+float!(f32, own: |single, _double| single, exp: math::exp, tanh: math::tanh, erf: math::erf, fmod: libm::fmodf);
+float!(f64, own: |_single, double| double, exp: libm::exp, tanh: libm::tanh, erf: libm::erf, fmod: libm::fmod);
 
 impl Number for i64 {
     #[inline(always)]

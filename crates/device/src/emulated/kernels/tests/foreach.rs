@@ -141,6 +141,9 @@ fn sums_of_products_and_quotients_and_steps_between() {
     assert_eq!(lab.read(&out), [7.0, 9.0, 8.0, 10.0]);
     lab.ok(ops::aclnnAddcdiv, &[A::T(x), A::T(a), A::T(b), double(-1.0), A::T(out)]);
     assert_eq!(lab.read(&out), [-2.0, -3.0, -1.0, -2.0]);
+    let (kept, dropped) = (lab.tensor(DataType::U8, &[2], &[1.0, 0.0]), lab.room(F32, &[2]));
+    lab.ok(ops::aclnnMaskedScale, &[A::T(a), A::T(kept), A::F(1.25), A::T(dropped)]);
+    assert_eq!(lab.read(&dropped), [7.5, 0.0]);
     let ints = lab.tensor(I64, &[2], &[3.0, 4.0]);
     lab.ok(ops::aclnnInplaceAddcmul, &[A::T(ints), A::T(ints), A::T(ints), whole(2)]);
     assert_eq!(lab.read(&ints), [21.0, 36.0]);

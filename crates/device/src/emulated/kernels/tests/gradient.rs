@@ -189,6 +189,10 @@ fn gated_units_and_their_derivatives_take_halves() {
                 lab.ok(ops::aclnnGeGluV3, &args);
                 close(&lab.read(&out), &want, 1e-12);
             }
+            if dim != 0 {
+                lab.ok(ops::aclnnGeluMul, &[A::T(x), A::Str("none"), A::T(out)]);
+                close(&lab.read(&out), &both(&|a, b| gelu(a) * b), 1e-12);
+            }
             // d(f(a, b)·g)/da and /db by differences.
             const H: f64 = 1e-6;
             let difference = |f: &dyn Fn(f64, f64) -> f64| -> Vec<f64> {
@@ -204,6 +208,8 @@ fn gated_units_and_their_derivatives_take_halves() {
             let into = lab.room_as(F64, &[4, 4], lay);
             lab.ok(ops::aclnnGluBackward, &[A::T(g), A::T(x), A::I(dim), A::T(into)]);
             close(&lab.read(&into), &difference(&|a, b| a * sigmoid(b)), 1e-7);
+            lab.ok(ops::aclnnSwiGluGrad, &[A::T(g), A::T(x), A::I(dim), A::T(into)]);
+            close(&lab.read(&into), &difference(&|a, b| a * sigmoid(a) * b), 1e-7);
             for left in [true, false] {
                 let f = move |a: f64, b: f64| if left { gelu(a) * b } else { a * gelu(b) };
                 lab.ok(ops::aclnnGeGluV3, &[A::T(x), A::I(dim), A::I(0), A::B(left), A::T(out), A::T(gate)]);
