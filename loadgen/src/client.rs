@@ -16,8 +16,8 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::dataset::{Planned, prompt_ids};
 use crate::measure::Outcome;
+use loadgen::dataset::{Planned, prompt_ids};
 
 /// How to reach the server and what to ask of it.
 #[derive(Clone, Debug)]

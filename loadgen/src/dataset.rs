@@ -111,6 +111,19 @@ fn mooncake_row(line: &str) -> Result<Planned, String> {
     })
 }
 
+/// Lets the first request open the run and, given a `rate` in requests a second, stretches or squeezes the gaps to that mean
+/// rate; an infinite one sends everything at once.
+pub fn rescale(plan: &mut [Planned], rate: Option<f64>) {
+    let (Some(first), Some(last)) = (plan.first(), plan.last()) else { return };
+    let (first_s, span_s) = (first.at_s, last.at_s - first.at_s);
+    let scale = match rate {
+        Some(rate) if rate.is_infinite() => 0.0,
+        Some(rate) if span_s > 0.0 => plan.len() as f64 / span_s / rate,
+        _ => 1.0,
+    };
+    plan.iter_mut().for_each(|r| r.at_s = (r.at_s - first_s) * scale);
+}
+
 /// Lengths drawn uniformly from `[mean·(1−ratio), mean·(1+ratio)]`, at least 1.
 pub fn random_lengths(count: usize, prompt: u32, output: u32, ratio: f64, seed: u64) -> Vec<(u32, u32)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x1e57);
@@ -153,6 +166,19 @@ mod tests {
         let text = "{\"timestamp\": 1000, \"input_length\": 7, \"output_length\": 5, \"hash_ids\": [0]}\n{\"timestamp\": 3500, \"input_length\": 8, \"output_length\": 6}\n";
         let rows = parse_trace(text).unwrap();
         assert_eq!(rows[1], Planned { at_s: 2.5, prompt_tokens: 8, output_tokens: 6 });
+    }
+
+    #[test]
+    fn rescaling_keeps_the_shape_of_arrivals() {
+        let at = |rate| {
+            let mut plan: Vec<Planned> =
+                [10.0, 11.0, 14.0].map(|at_s| Planned { at_s, prompt_tokens: 1, output_tokens: 1 }).to_vec();
+            rescale(&mut plan, rate);
+            [plan[0].at_s, plan[1].at_s, plan[2].at_s]
+        };
+        assert_eq!(at(None), [0.0, 1.0, 4.0]);
+        assert_eq!(at(Some(1.5)), [0.0, 0.5, 2.0], "three requests in two seconds");
+        assert_eq!(at(Some(f64::INFINITY)), [0.0; 3]);
     }
 
     #[test]

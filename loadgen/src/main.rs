@@ -3,9 +3,7 @@
 //! Flags carry the names that vLLM's benchmark made familiar. Definitions of every figure: `measure.rs`.
 
 mod client;
-mod dataset;
 mod measure;
-mod schedule;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -17,7 +15,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
 
-use dataset::Planned;
+use loadgen::dataset::{self, Planned};
+use loadgen::schedule;
 use measure::{Objectives, Report};
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -201,18 +200,10 @@ fn trace(args: &Args) -> anyhow::Result<Vec<Planned>> {
         .filter(|r| args.max_total_len.is_none_or(|max| r.prompt_tokens.saturating_add(r.output_tokens) <= max))
         .take(args.num_prompts.unwrap_or(usize::MAX))
         .collect();
-    let first = plan.first().map_or(0.0, |r| r.at_s);
-    let span = plan.last().map_or(0.0, |r| r.at_s) - first;
-    let scale = match args.request_rate {
-        Some(rate) if rate.is_infinite() => 0.0,
-        Some(rate) => {
-            ensure!(rate > 0.0, "--request-rate must be above 0 (or `inf`), not {rate}");
-            let own = if span > 0.0 { plan.len() as f64 / span } else { rate };
-            own / rate
-        }
-        None => 1.0,
-    };
-    plan.iter_mut().for_each(|r| r.at_s = (r.at_s - first) * scale);
+    if let Some(rate) = args.request_rate {
+        ensure!(rate > 0.0, "--request-rate must be above 0 (or `inf`), not {rate}");
+    }
+    dataset::rescale(&mut plan, args.request_rate);
     Ok(plan)
 }
 

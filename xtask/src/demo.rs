@@ -21,7 +21,7 @@ use crate::figures::Figures;
 
 /// Mean request rate the trace is rescaled to, requests a second: about three quarters of what one emulated 910B3
 /// carries at ω = 0.5 with these lengths, so that queues form and drain.
-const TRACE_RATE: f64 = 3.5;
+pub(crate) const TRACE_RATE: f64 = 3.5;
 /// Objectives shown: the paper's.
 const OBJECTIVES: [&str; 2] = ["ttft:1000", "tpot:50"];
 /// Policies compared, the baseline first.
@@ -145,7 +145,7 @@ fn talk(stack: &Stack, question: &str, figures: &mut Figures) -> Result<()> {
 }
 
 /// Replays the trace against a fresh stack under `policy`; returns the device's label.
-fn trace(dir: &Path, spec: &str, policy: &str, seconds: u32, figures: &mut Figures) -> Result<String> {
+pub(crate) fn trace(dir: &Path, spec: &str, policy: &str, seconds: u32, figures: &mut Figures) -> Result<String> {
     println!("   {policy}: starting daemon, engine, gateway …");
     let args = [
         "--model-preset",

@@ -68,6 +68,18 @@ enum Bench {
         #[command(flatten)]
         measure: Measure,
     },
+    /// Dispatch policies against each other, static placements, the ideal bound and a clairvoyant schedule, in virtual time.
+    Dispatch {
+        #[command(flatten)]
+        measure: Measure,
+        /// Only this one: a (the paper's workloads), b (traces), c (two tenants), agree (virtual time against real
+        /// processes; left out unless asked for).
+        #[arg(long)]
+        experiment: Option<bench::dispatch::Experiment>,
+        /// Write one self-contained page with plots.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
     /// The paced device against the cost model: decode step and prefill of Qwen2.5-7B, alone and co-running.
     Timing {
         #[command(flatten)]
@@ -81,6 +93,9 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::TorchEnv { dir } => torch::complete(&dir),
         Task::Bench(Bench::Overhead { measure }) => bench::overhead::run(&measure),
+        Task::Bench(Bench::Dispatch { measure, experiment, html }) => {
+            bench::dispatch::run(&measure, experiment, html.as_deref())
+        }
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),
     }
 }

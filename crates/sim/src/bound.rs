@@ -7,8 +7,8 @@
 //! all requests sooner, give or take batching several prompts in a step and pairing operators better than their mean;
 //! steps that mix both phases (chunked prefill) read the weights once for both and may.
 //!
-//! **Oracle** ([`oracle`]). A schedule that knows every arrival, length and step time, has no host cost and no operator
-//! boundaries, and changes over at no cost. It minimises mean TTFT under the TPOT target, greedily: prefill has the device
+//! **Oracle** ([`oracle`]). A schedule that knows every arrival, length and step time, has no operator boundaries, and changes
+//! over at no cost; its host needs a moment between two decode steps, as everyone's. It minimises mean TTFT under the TPOT target, greedily: prefill has the device
 //! alone (shortest remaining prompt first) as long as every running request can still meet the target if decode goes first
 //! from then on; then decode goes, beside prefill where that pays. "Meet" has two readings ([`Target`]):
 //!
@@ -47,6 +47,8 @@ pub struct Oracle {
     pub target: Target,
     /// How operators share the device.
     pub corun: CoRun,
+    /// The host's time between two decode steps, in which only prefill can run: what no dispatcher can take away.
+    pub turn: Nanos,
 }
 
 /// Device seconds and the bound that follows from them.
@@ -157,6 +159,8 @@ pub fn oracle(oracle: &Oracle, requests: &[Request], weigher: &mut Weigher) -> V
     let mut parked: BTreeSet<usize> = BTreeSet::new();
     let mut running: Vec<Decoding> = Vec::new();
     let mut step: Option<Step> = None;
+    // The host is through with the last step's tokens.
+    let mut resumes_s = 0.0;
     loop {
         while let Some(request) = requests.get(arrived).filter(|r| s(r.arrival) <= now_s + TINY_S) {
             let op = whole(&weigher.step(&Batch::prefill(u64::from(request.prompt)), 1));
@@ -173,18 +177,19 @@ pub fn oracle(oracle: &Oracle, requests: &[Request], weigher: &mut Weigher) -> V
             let entered_s = s(outcomes[request].slot);
             running.push(Decoding { request, context: prompt + 1, left: output - 1, entered_s, decoded: 0 });
         }
-        if step.is_none() && !running.is_empty() {
+        if step.is_none() && !running.is_empty() && now_s + TINY_S >= resumes_s {
             let demand = decode_demand(running.iter().map(|r| r.context), weigher);
             step = Some(Step { left_s: demand.solo_s, solo_s: demand.solo_s, demand });
         }
+        let resume_s = if step.is_none() && !running.is_empty() { resumes_s } else { f64::INFINITY };
         let next_arrival_s = requests.get(arrived).map_or(f64::INFINITY, |r| s(r.arrival));
         let front = queue.first().copied();
         let prompt = front.and_then(|(_, i)| prompts[i]);
         // Rates of prefill and decode until something changes.
         let (rp, rd, until_s) = match (&prompt, &step) {
-            (None, None) if next_arrival_s.is_finite() => (0.0, 0.0, next_arrival_s),
+            (None, None) if next_arrival_s.min(resume_s).is_finite() => (0.0, 0.0, resume_s),
             (None, None) => break,
-            (Some(_), None) => (1.0, 0.0, f64::INFINITY),
+            (Some(_), None) => (1.0, 0.0, resume_s),
             (None, Some(_)) => (0.0, 1.0, f64::INFINITY),
             (Some(p), Some(d)) => {
                 let (rp, rd) = pair(&p.demand, &d.demand, &oracle.corun);
@@ -226,6 +231,7 @@ pub fn oracle(oracle: &Oracle, requests: &[Request], weigher: &mut Weigher) -> V
             d.left_s -= rd * elapsed_s;
             if d.left_s <= TINY_S {
                 step = None;
+                resumes_s = now_s + s(oracle.turn);
                 for r in &mut running {
                     (r.context, r.left, r.decoded) = (r.context + 1, r.left - 1, r.decoded + 1);
                     let outcome = &mut outcomes[r.request];
@@ -251,7 +257,8 @@ fn slack(oracle: &Oracle, r: &Decoding, step: &Step, rate: f64, tau_s: f64, now_
     let (due_s, work_s) = match oracle.target {
         Target::Mean => {
             let tokens = f64::from(r.decoded + r.left);
-            (r.entered_s + tokens * tau_s, step.left_s + f64::from(r.left - 1) * step.solo_s)
+            let each_s = step.solo_s + oracle.turn as f64 * 1e-9;
+            (r.entered_s + tokens * tau_s, step.left_s + f64::from(r.left - 1) * each_s)
         }
         Target::EachToken => (r.entered_s + f64::from(r.decoded + 1) * tau_s, step.left_s),
     };
@@ -297,7 +304,7 @@ mod tests {
     #[test]
     fn with_budget_to_spare_prompts_go_one_after_the_other() {
         let requests = all_at_once(8, 1024, 200);
-        let oracle_ = Oracle { slots: 4, tau: 50_000_000, target: Target::Mean, corun: serial() };
+        let oracle_ = Oracle { slots: 4, tau: 50_000_000, target: Target::Mean, corun: serial(), turn: 0 };
         let outcomes = oracle(&oracle_, &requests, &mut weigher());
         let one = weigher().prefill_alone(1024) as f64 * 1e-9;
         let mean = mean_ttft_s(&outcomes);
@@ -310,7 +317,7 @@ mod tests {
         let mut means = Vec::new();
         for target in [Target::Mean, Target::EachToken] {
             for corun in [serial(), CoRun::default(), CoRun { omega: 1.0, ..CoRun::default() }] {
-                let oracle_ = Oracle { slots: 4, tau: 50_000_000, target, corun };
+                let oracle_ = Oracle { slots: 4, tau: 50_000_000, target, corun, turn: 300_000 };
                 let outcomes = oracle(&oracle_, &requests, &mut weigher());
                 for o in &outcomes {
                     let tpot = (o.last - o.slot) as f64 / f64::from(o.output - 1);
@@ -328,7 +335,7 @@ mod tests {
         let requests: Vec<Request> = (0..5)
             .map(|i| Request { arrival: i * 3_000_000_000, prompt: 300, output: 1 + 7 * (i as u32), engine: 0 })
             .collect();
-        let oracle_ = Oracle { slots: 64, tau: 50_000_000, target: Target::Mean, corun: CoRun::default() };
+        let oracle_ = Oracle { slots: 64, tau: 50_000_000, target: Target::Mean, corun: CoRun::default(), turn: 0 };
         for o in oracle(&oracle_, &requests, &mut weigher()) {
             assert!(o.first > o.arrival && o.first < o.arrival + 40_000_000 && o.last >= o.first, "{o:?}");
         }

@@ -1,4 +1,5 @@
 //! Benchmarks: each prints a table, takes `--json FILE` and `--quick`, and compares what it compares interleaved.
 
+pub mod dispatch;
 pub mod overhead;
 pub mod timing;

@@ -1,0 +1,240 @@
+//! One self-contained page: plots, tables, and which requirements are met. No script, no external asset.
+
+use std::fmt::Write;
+
+use super::OMEGAS;
+use super::bars::Bar;
+use super::plot::{bars as bar_plot, escape, lines};
+use super::row::{CAVEAT, COLUMNS, Row};
+
+/// Hues of the series; black-and-white readers have the order and the tooltips.
+const COLOURS: usize = 14;
+
+const STYLE: &str = ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--mute:#667;--line:#dde}\
+    @media(prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e6e8ea;--mute:#9aa;--line:#333a40}}\
+    body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}\
+    h1{font-size:1.5em}h2{margin-top:2em}.p{display:grid;grid-template-columns:repeat(auto-fit,minmax(360px,1fr));gap:1em}\
+    svg{width:100%;height:auto}text{fill:var(--fg);font:11px system-ui,sans-serif}.t{font-size:13px;font-weight:600}.m{fill:var(--mute)}\
+    .g{stroke:var(--line)}polyline{fill:none;stroke-width:2}table{border-collapse:collapse;font-size:12px;width:100%}\
+    .w{overflow-x:auto}td,th{padding:2px 8px;text-align:right;border-bottom:1px solid var(--line)}td:first-child,th:first-child{text-align:left}\
+    .k span{display:inline-block;margin-right:1.2em}.k i{display:inline-block;width:.8em;height:.8em;margin-right:.4em}\
+    .no{color:#d33;font-weight:600}.c{color:var(--mute)}";
+
+fn style() -> String {
+    let mut out = STYLE.to_owned();
+    for i in 0..COLOURS {
+        // Golden-angle hues keep neighbours apart; this lightness reads on white and on black.
+        let colour = format!("hsl({} 62% {}%)", (i * 137 + 205) % 360, if i % 2 == 0 { 48 } else { 58 });
+        let _ = write!(out, ".f{i}{{fill:{colour}}}.s{i}{{stroke:{colour}}}.b{i}{{background:{colour}}}");
+    }
+    out
+}
+
+/// Distinct values in the order of their first appearance.
+fn distinct<'a>(rows: &[&'a Row], of: impl Fn(&'a Row) -> &'a str) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for &row in rows {
+        if !out.iter().any(|o| o == of(row)) {
+            out.push(of(row).to_owned());
+        }
+    }
+    out
+}
+
+fn load(text: &str) -> Option<f64> {
+    text.strip_suffix(" %")?.parse().ok()
+}
+
+/// The page.
+pub fn page(rows: &[Row], bars: &[Bar]) -> String {
+    let all: Vec<&Row> = rows.iter().collect();
+    let contenders: Vec<(usize, String)> =
+        distinct(&all, |r| &r.contender).into_iter().enumerate().map(|(i, c)| (i % COLOURS, c)).collect();
+    let mut out = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>FlexNPU: dispatch policies</title><style>{}</style></head><body><h1>Dispatch policies, emulated</h1>\
+         <p>Qwen2.5-7B on an <strong>emulated Ascend910B3</strong> in virtual time: the daemon's dispatcher and the emulated \
+         device's cost model. ω is the overlap that the model assumes, from 0 (operators take turns) to 1 (they share \
+         bandwidth and cores as a fluid); no co-run measurement on Ascend is public, so each result is shown at three.</p>\
+         <p class=\"k\">",
+        style()
+    );
+    for (colour, name) in &contenders {
+        let _ = write!(out, "<span><i class=\"b{colour}\"></i>{}</span>", escape(name));
+    }
+    out += "</p>";
+    for (experiment, title) in [
+        ('a', "The paper's workloads"),
+        ('b', "Traces"),
+        ('c', "Two tenants on one device: a prefill-heavy and a decode-heavy engine"),
+    ] {
+        let mine: Vec<&Row> = all.iter().copied().filter(|r| r.experiment == experiment).collect();
+        if mine.is_empty() {
+            continue;
+        }
+        let _ = write!(out, "<h2>({experiment}) {title}</h2>");
+        if experiment == 'a' {
+            let _ = write!(out, "<p class=\"c\">{}</p>", escape(CAVEAT));
+        }
+        out += "<div class=\"p\">";
+        match experiment {
+            'b' => over_load(&mut out, &mine, &contenders),
+            _ => by_workload(&mut out, &mine, &contenders),
+        }
+        out += "</div><details><summary>All figures</summary>";
+        for group in mine.chunk_by(|a, b| a.case() == b.case()) {
+            table(&mut out, group);
+        }
+        out += "</details>";
+    }
+    requirements(&mut out, bars);
+    out + "</body></html>\n"
+}
+
+/// Title, whether the axis is logarithmic, value.
+type Plot = (&'static str, bool, fn(&Row) -> f64);
+
+/// Finds a row's value; NaN where a contender does not take part.
+fn value(rows: &[&Row], omega: f64, workload: &str, load: &str, contender: &str, of: fn(&Row) -> f64) -> f64 {
+    rows.iter()
+        .find(|r| r.omega == omega && r.workload == workload && r.load == load && r.contender == contender)
+        .map_or(f64::NAN, |r| of(r))
+}
+
+fn present(rows: &[&Row], contenders: &[(usize, String)]) -> Vec<(usize, String)> {
+    contenders.iter().filter(|(_, c)| rows.iter().any(|r| r.contender == *c)).cloned().collect()
+}
+
+fn by_workload(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) {
+    let series = present(rows, contenders);
+    let workloads = distinct(rows, |r| &r.workload);
+    // Workloads that differ in slots only are plotted apart.
+    let kind = |w: &str| w.split_once(", ").map_or(String::new(), |(_, slots)| format!(", {slots}"));
+    let mut kinds: Vec<String> = workloads.iter().map(|w| kind(w)).collect();
+    kinds.dedup();
+    kinds.sort();
+    kinds.dedup();
+    for load in distinct(rows, |r| &r.load) {
+        for slots in &kinds {
+            let full: Vec<&String> = workloads.iter().filter(|w| kind(w) == *slots).collect();
+            let groups: Vec<String> = full.iter().map(|w| w.trim_end_matches(slots.as_str()).to_owned()).collect();
+            for omega in OMEGAS {
+                let plots: [Plot; 3] = [
+                    ("mean TTFT, s", true, |r| r.report.ttft_s.mean),
+                    ("mean TPOT in the slot, ms", false, |r| r.report.tpot_slot_s.mean * 1e3),
+                    ("throughput, tok/s", false, |r| r.report.tokens_per_s),
+                ];
+                for (title, log, of) in plots {
+                    let title = format!("{title} · {load}{slots} · emulated, ω = {omega}");
+                    *out += &bar_plot(&title, &groups, &series, log, |g, s| {
+                        value(rows, omega, full[g], &load, &series[s].1, of)
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn over_load(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) {
+    let series = present(rows, contenders);
+    let names: Vec<String> = distinct(rows, |r| &r.load).into_iter().filter(|l| load(l).is_some()).collect();
+    let loads: Vec<f64> = names.iter().filter_map(|l| load(l)).collect();
+    for workload in distinct(rows, |r| &r.workload) {
+        for omega in OMEGAS {
+            let plots: [Plot; 3] = [
+                ("goodput, % of requests", false, |r| r.report.goodput_share * 100.0),
+                ("TTFT p99, s", true, |r| r.report.ttft_s.p99),
+                ("TPOT p99, ms", true, |r| r.report.tpot_s.p99 * 1e3),
+            ];
+            for (title, log, of) in plots {
+                let title = format!("{workload}: {title} over load · emulated, ω = {omega}");
+                *out += &lines(&title, &loads, &series, log, |l, s| {
+                    value(rows, omega, &workload, &names[l], &series[s].1, of)
+                });
+            }
+        }
+    }
+}
+
+fn table(out: &mut String, group: &[&Row]) {
+    let first = group[0];
+    let _ = write!(
+        out,
+        "<h3>{}, {} · emulated, ω = {}</h3><p class=\"c\">Ideal time-sharing bound: {:.1} tok/s</p><div class=\"w\"><table><tr><th></th>",
+        escape(&first.workload),
+        first.load,
+        first.omega,
+        first.ideal_tokens_per_s
+    );
+    let mut before = "";
+    for (title, _) in COLUMNS {
+        // "p99" belongs to the quantity before it.
+        let (name, part) = if title.starts_with('p') { (before, title) } else { (title, "") };
+        let _ = write!(out, "<th>{name} {part}</th>");
+        before = name;
+    }
+    *out += "</tr>";
+    for row in group {
+        let _ = write!(out, "<tr><td>{}</td>", escape(&row.contender));
+        COLUMNS.iter().for_each(|(_, value)| _ = write!(out, "<td>{:.3}</td>", value(row)));
+        *out += "</tr>";
+    }
+    *out += "</table></div>";
+}
+
+fn requirements(out: &mut String, bars: &[Bar]) {
+    if bars.is_empty() {
+        return;
+    }
+    let met = bars.iter().filter(|b| b.met()).count();
+    let _ = write!(
+        out,
+        "<h2>Requirements on phase: {met} of {} met</h2><div class=\"w\"><table><tr><th>case</th><th>requirement</th><th>value</th>\
+         <th>wanted</th><th></th></tr>",
+        bars.len()
+    );
+    for bar in bars {
+        let sign = if bar.at_least { "≥" } else { "≤" };
+        let verdict = if bar.met() { "<td>met</td>" } else { "<td class=\"no\">missed</td>" };
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{:.3}</td><td>{sign} {}</td>{verdict}</tr>",
+            escape(&bar.case),
+            escape(bar.name),
+            bar.value,
+            bar.want
+        );
+    }
+    *out += "</table></div>";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sim::Report;
+
+    #[test]
+    fn the_page_stands_alone_and_names_the_overlap() {
+        let row = |experiment, omega, load: &str| Row {
+            experiment,
+            workload: "256/256, 4 slots".into(),
+            load: load.into(),
+            omega,
+            contender: "phase".into(),
+            report: Report::default(),
+            ideal_tokens_per_s: 1.0,
+        };
+        let rows: Vec<Row> =
+            OMEGAS.iter().flat_map(|&o| [row('a', o, "at once"), row('b', o, "50 %"), row('b', o, "80 %")]).collect();
+        let bar = Bar { name: "x", case: "y".into(), value: 1.0, want: 2.0, at_least: true };
+        let page = page(&rows, &[bar]);
+        for omega in OMEGAS {
+            assert!(page.contains(&format!("emulated, ω = {omega}")));
+        }
+        assert!(page.contains("parked until a slot frees") && page.contains("0 of 1 met"));
+        for outside in ["http", "src=", "<script", "url("] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    }
+}
