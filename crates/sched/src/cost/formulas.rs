@@ -5,6 +5,7 @@
 //! | product, `A [… M, K] · B [… K, N]` | cube `2·M·N·K` (batch: summed) | A, B, addends, result |
 //! | attention | cube `4·H·D·Σ pairs`, vector 10 a pair and head | query, result, `2·Hkv·D` a key token read, tables |
 //! | its gradient | 2.5 times as much: five products instead of two | and the gradients |
+//! | sort, selection by rank | `log2` of the line's length an element | every tensor once |
 //! | lookup, gather | 1 a result element | the rows twice (read, written), indices; never the table |
 //! | cache scatter | 1 an element | the rows twice, slots; never the cache |
 //! | in place | per element | the tensor twice; fills and overwrites once |
@@ -40,6 +41,7 @@ pub fn work(call: &OpCall) -> Work {
             vector_work(call, plan, flops, widest)
         }
         Compute::PerInput(flops) => vector_work(call, plan, flops, elements(call, !plan.skip)),
+        Compute::Sort { dim } => vector_work(call, plan, levels(call, dim), elements(call, !plan.skip)),
     }
 }
 
@@ -120,6 +122,15 @@ fn elements(call: &OpCall, mask: u64) -> f64 {
         widest = widest.max(own);
     }
     widest
+}
+
+/// Levels of a sort of the first tensor's lines: `log2` of their length.
+fn levels(call: &OpCall, dim: Option<u8>) -> f32 {
+    let Some(tensor) = call.tensors.first() else { return 1.0 };
+    let dims = tensor.dims();
+    let dim = dim.and_then(|p| call.int(p.into())).map(|d| if d < 0 { d.saturating_add(dims.len() as i64) } else { d });
+    let line = dim.and_then(|d| dims.get(usize::try_from(d).ok()?)).map_or(tensor.elements(), |&d| d.max(0) as u64);
+    (line.max(2) as f32).log2()
 }
 
 fn vector_work(call: &OpCall, plan: &Plan, flops: f32, elements: f64) -> Work {

@@ -39,6 +39,9 @@ pub(super) enum Compute {
     PerOutput(f32),
     /// So many vector FLOP an element of the largest tensor: reductions, sorts.
     PerInput(f32),
+    /// A comparison an element of the largest tensor and level of a sort of its lines: those along the dimension in this
+    /// parameter, or all of it.
+    Sort { dim: Option<u8> },
     /// A matrix product of the parameters `a` and `b`.
     Product { a: u8, b: u8, out: Option<u8>, transpose_a: Option<u8>, transpose_b: Option<u8>, cube_math: Option<u8> },
     /// Attention.
@@ -120,6 +123,11 @@ fn build(signature: &'static Signature) -> Plan {
     // Rows of a table: what crosses HBM is the rows, read here and written there, not the table.
     let mut lookup = None;
     match name {
+        "InplaceScatterValue" => {
+            // A value for each index.
+            skip |= bit(at(&["selfRef"]));
+            twice |= bit(at(&["index"]));
+        }
         "Embedding" => {
             skip |= bit(at(&["weight"]));
             twice |= bit(at(&["out"]));
@@ -135,6 +143,7 @@ fn build(signature: &'static Signature) -> Plan {
         }
         "InplaceIndexCopy"
         | "InplaceScatter"
+        | "InplaceScatterReduce"
         | "InplaceScatterUpdate"
         | "InplacePut"
         | "InplaceQuantScatter"
@@ -154,7 +163,10 @@ fn build(signature: &'static Signature) -> Plan {
     }
 
     // An operator that nobody thought of counts one an element of what it writes.
-    let vector = |name: &str| vector::rule(name).unwrap_or(Compute::PerOutput(1.0));
+    let vector = |name: &str| match vector::rule(name) {
+        Some(Compute::Sort { .. }) => Compute::Sort { dim: at(&["dim"]) },
+        rule => rule.unwrap_or(Compute::PerOutput(1.0)),
+    };
     let attention = name.contains("FlashAttention") || name.contains("FusedInferAttentionScore");
     let compute = match (at(&["query"]), at(&["key", "keyIn"]), at(&["value"]), at(&["inputLayout"])) {
         (Some(query), Some(key), Some(value), Some(layout)) if attention => {
@@ -249,6 +261,8 @@ mod tests {
             ("aclnnTransMatmulWeight", OpClass::Vector, "PerOutput"),
             ("aclnnAddmv", OpClass::Matmul, "Product { a: 1, b: 2"),
             ("aclnnCummax", OpClass::Vector, "PerInput"),
+            ("aclnnSort", OpClass::Vector, "Sort { dim: Some(2) }"),
+            ("aclnnRandperm", OpClass::Vector, "Sort { dim: None }"),
             ("aclnnGemmaRmsNorm", OpClass::Vector, "PerOutput(5"),
             ("aclnnArgMax", OpClass::Vector, "PerInput"),
             ("aclnnInplaceMul", OpClass::Vector, "PerOutput(1"),

@@ -212,6 +212,15 @@ fn vector_work_counts_elements() {
             400.0,
         ),
         (
+            "sort of lines of 1024",
+            Build::new("aclnnSort")
+                .tensor("self", BF16, &[4, 1024])
+                .int("dim", -1)
+                .tensor("valuesOut", BF16, &[4, 1024])
+                .call(),
+            4096.0 * 10.0,
+        ),
+        (
             "cache scatter",
             Build::new("aclnnScatterPaKvCache")
                 .tensor("key", BF16, &[3, 4, 8])

@@ -72,6 +72,8 @@ const ELEMENTWISE: &[(f32, &[&str])] = &[
         &[
             "AddRelu",
             "Clamp",
+            "DropoutDoMask",
+            "DropoutV3Grad",
             "Equal",
             "HardshrinkBackward",
             "Hardshrink",
@@ -108,6 +110,7 @@ const ELEMENTWISE: &[(f32, &[&str])] = &[
             "HardswishBackward",
             "Lerp",
             "Lerps",
+            "LinalgCross",
             "PreluBackward",
             "Reciprocal",
             "Remainder",
@@ -190,9 +193,6 @@ const MOVES: &[&str] = &[
     "ChunkCat",
     "ConfusionTranspose",
     "ConstantPad",
-    "DropoutDoMask",
-    "DropoutGenMask",
-    "DropoutV3",
     "Embedding",
     "Eye",
     "Fill",
@@ -230,7 +230,8 @@ const MOVES: &[&str] = &[
 ];
 
 /// Operators that draw numbers: the generator's rounds and a transformation.
-const RANDOM: &[&str] = &["Bernoulli", "Normal", "Uniform", "Random", "Randperm", "RRelu", "SimThreadExponential"];
+const RANDOM: &[&str] =
+    &["Bernoulli", "Dropout", "Multinomial", "Normal", "Uniform", "Random", "RRelu", "SimThreadExponential"];
 
 /// Operators that read every element of the input once to give less: one or two an element of the largest tensor.
 const REDUCTIONS: &[&str] = &[
@@ -280,21 +281,22 @@ const REDUCTIONS: &[&str] = &[
     "GridSampler",
 ];
 
-/// Operators that order elements: the compare-exchange passes of a sort over a vocabulary, about log2(152k).
+/// Operators that order elements: the compare-exchange passes of a sort of their lines.
 const SORTS: &[&str] = &[
     "Sort",
     "Argsort",
     "Topk",
     "ApplyTopKTopP",
     "TopKTopPSample",
-    "Multinomial",
     "Kthvalue",
     "Median",
     "NanMedian",
+    "Randperm",
     "Unique",
-    "SearchSorted",
-    "Bucketize",
 ];
+
+/// Operators that look each element up in a sorted sequence: the steps of a binary search in one of 128 Ki.
+const SEARCHES: &[&str] = &["SearchSorted", "Bucketize"];
 
 /// Normalisations, position embeddings and the like, by a part of the name.
 const PARTS: &[(f32, &str)] = &[
@@ -359,7 +361,10 @@ pub(super) fn rule(name: &str) -> Option<Compute> {
     }
     let begins = |names: &[&str]| names.iter().any(|n| stem.starts_with(n));
     if begins(SORTS) {
-        return Some(PerInput(17.0));
+        return Some(Compute::Sort { dim: None });
+    }
+    if begins(SEARCHES) {
+        return Some(PerOutput(17.0));
     }
     if begins(RANDOM) {
         return Some(PerOutput(20.0));
@@ -408,7 +413,9 @@ mod tests {
             ("Maximum", "PerOutput(1.0)"),
             ("ForeachNorm", "PerInput(1.0)"),
             ("RmsNormGrad", "PerOutput(5.0)"),
-            ("Topk", "PerInput(17.0)"),
+            ("Topk", "Sort { dim: None }"),
+            ("DropoutV3", "PerOutput(20.0)"),
+            ("Bucketize", "PerOutput(17.0)"),
             ("InplaceUniform", "PerOutput(20.0)"),
             ("InplaceMaskedFillScalar", "PerOutput(2.0)"),
             ("MaskedSelect", "PerOutput(1.0)"),
