@@ -5,7 +5,7 @@
 //! What is written by hand is found by scanning `src/api/`, and its parameters are checked against the table: a function that
 //! the table does not know, or whose parameter count or float placement differs, fails the build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -13,6 +13,9 @@ use std::{env, fs};
 use acl_abi::codegen::first_phase_params;
 use acl_abi::function::{Binding, FUNCTIONS};
 use acl_abi::{Kind, SIGNATURES, Signature};
+
+/// Tests that the coverage table names for a function, at most.
+const TESTS_MAX: usize = 3;
 
 /// One C function, from either table.
 struct Function {
@@ -133,12 +136,50 @@ fn refusal(result: &str) -> Option<(&'static str, &'static str)> {
     }
 }
 
+/// Function → tests that name it, from the sources of this crate's tests: `file::test`, or `common` for what the tests'
+/// common functions call.
+fn tested(functions: &[Function]) -> BTreeMap<String, Vec<String>> {
+    println!("cargo:rerun-if-changed=tests");
+    let known: BTreeSet<&str> = functions.iter().map(|f| f.name.as_str()).collect();
+    let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut note = |text: &str, what: &str| {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| known.contains(w));
+        for word in words {
+            let tests = out.entry(word.to_owned()).or_default();
+            if !tests.iter().any(|t| t == what) {
+                tests.push(what.to_owned());
+            }
+        }
+    };
+    let common = fs::read_to_string("tests/common/mod.rs").expect("tests have common functions");
+    let helpers = common.split_once("impl Acl {").map_or("", |(_, rest)| rest);
+    for call in helpers.split("(self.").skip(1) {
+        note(call.split(')').next().unwrap_or(""), "common");
+    }
+    let mut files: Vec<PathBuf> =
+        fs::read_dir("tests").expect("tests exist").map(|e| e.expect("readable").path()).collect();
+    files.sort();
+    for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "rs")) {
+        let text = fs::read_to_string(file).expect("sources are readable");
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        let mut parts = text.split("#[test]\n");
+        // What stands before the first test is used by several of them.
+        note(parts.next().unwrap_or(""), &stem);
+        for part in parts {
+            let name = part.split_once("fn ").and_then(|(_, rest)| rest.split_once('(')).map_or("", |(name, _)| name);
+            note(part, &format!("{stem}::{name}"));
+        }
+    }
+    out
+}
+
 /// Writes the refusals, the names for the counters, and the coverage table.
 fn stubs() -> (String, String) {
     let (functions, clients, by_hand) = (functions(), clients(), by_hand());
     for name in by_hand.keys().chain(clients.keys()) {
         assert!(functions.iter().any(|f| &f.name == name), "{name} is in no function table");
     }
+    let tested = tested(&functions);
     let (mut code, mut names, mut coverage) = (String::new(), String::new(), String::new());
     let mut count = 0;
     for function in &functions {
@@ -177,7 +218,11 @@ fn stubs() -> (String, String) {
             Binding::Unused => None,
         };
         let users = torch.into_iter().chain(others.iter().map(|(client, how)| format!("{client}:{how}")));
-        writeln!(coverage, "{name}\t{state}\t{}", users.collect::<Vec<_>>().join(" ")).unwrap();
+        let users = users.collect::<Vec<_>>().join(" ");
+        let tests = tested.get(name).map_or(&[][..], Vec::as_slice);
+        // A few are enough to find the others.
+        let tests = tests.iter().take(TESTS_MAX).map(String::as_str).collect::<Vec<_>>().join(" ");
+        writeln!(coverage, "{name}\t{state}\t{users}\t{tests}").unwrap();
     }
     let code = format!(
         "/// Refused functions, in the order of their counters.\npub static REFUSED: [&str; {count}] = [\n{names}];\n\n{code}"

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use object::{Object as _, ObjectSection as _};
 use serde_json::{Map, Value};
 
-/// Section of the library that holds the list: name, state, users; tab-separated lines.
+/// Section of the library that holds the list: name, state, users, tests; tab-separated lines.
 const SECTION: &str = ".vnpu.coverage";
 
 /// Rows to print.
@@ -44,7 +44,10 @@ pub fn operators() -> Table {
 pub fn functions(path: &Path) -> anyhow::Result<Table> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let text = section(&bytes).with_context(|| format!("{} is not the interposer library", path.display()))?;
-    Ok(Table { columns: &["function", "supported", "state", "used by"], rows: text.lines().map(function).collect() })
+    Ok(Table {
+        columns: &["function", "supported", "state", "used by", "tested by"],
+        rows: text.lines().map(function).collect(),
+    })
 }
 
 fn section(library: &[u8]) -> anyhow::Result<String> {
@@ -56,9 +59,10 @@ fn section(library: &[u8]) -> anyhow::Result<String> {
 fn function(line: &str) -> Row {
     let mut fields = line.split('\t');
     let mut next = || fields.next().unwrap_or_default();
-    let (name, state, users) = (next().to_owned(), next(), next());
-    let users = users.split(' ').filter(|u| !u.is_empty()).map(Value::from).collect();
-    Row { name, supported: state == "supported", cells: vec![state.into(), Value::Array(users)] }
+    let (name, state) = (next().to_owned(), next());
+    let mut list = || Value::Array(next().split(' ').filter(|u| !u.is_empty()).map(Value::from).collect());
+    let (users, tests) = (list(), list());
+    Row { name, supported: state == "supported", cells: vec![state.into(), users, tests] }
 }
 
 impl Table {
@@ -132,10 +136,11 @@ mod tests {
 
     #[test]
     fn function_lines_become_rows() {
-        let row = function("aclrtMalloc\tsupported\ttorch_npu:link llama.cpp:link");
+        let row = function("aclrtMalloc\tsupported\ttorch_npu:link llama.cpp:link\tmemory::a memory::b");
         assert_eq!((row.name.as_str(), row.supported), ("aclrtMalloc", true));
         assert_eq!(cell(&row.cells[1]), "torch_npu:link llama.cpp:link");
-        let row = function("aclmdlLoadFromFile\trefused\t");
+        assert_eq!(cell(&row.cells[2]), "memory::a memory::b");
+        let row = function("aclmdlLoadFromFile\trefused\t\t");
         assert_eq!((row.supported, cell(&row.cells[1]).as_str()), (false, ""));
     }
 
