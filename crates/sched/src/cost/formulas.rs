@@ -6,6 +6,7 @@
 //! | attention | cube `4·H·D·Σ pairs`, vector 10 a pair and head | query, result, `2·Hkv·D` a key token read, tables |
 //! | its gradient | 2.5 times as much: five products instead of two | and the gradients |
 //! | sort, selection by rank | `log2` of the line's length an element | every tensor once |
+//! | convolution | cube `2·result·weights of a channel`, its gradients twice that | every tensor once |
 //! | lookup, gather | 1 a result element | the rows twice (read, written), indices; never the table |
 //! | cache scatter | 1 an element | the rows twice, slots; never the cache |
 //! | in place | per element | the tensor twice; fills and overwrites once |
@@ -34,6 +35,11 @@ pub fn work(call: &OpCall) -> Work {
         Compute::Product { a, b, out, transpose_a, transpose_b, cube_math } => {
             let flops = product_flops(call, [Some(a), Some(b), out, transpose_a, transpose_b]);
             let factor = cube_factor(call, a, b, cube_math);
+            Work { cube_flops: flops * factor, hbm_bytes: traffic(call, plan), class: plan.class, ..Work::default() }
+        }
+        Compute::Convolution { weight, input, output, transposed, passes } => {
+            let flops = f64::from(passes) * convolution_flops(call, weight, input, output, transposed);
+            let factor = cube_factor(call, input, weight, None);
             Work { cube_flops: flops * factor, hbm_bytes: traffic(call, plan), class: plan.class, ..Work::default() }
         }
         Compute::PerOutput(flops) => {
@@ -155,6 +161,15 @@ fn product_flops(call: &OpCall, positions: [Option<u8>; 5]) -> f64 {
         let back = if flag(transpose_a) && dims.len() > 1 { 2 } else { 1 };
         dims.len().checked_sub(back).map_or(1, |i| dims[i].max(0) as u64)
     };
+    if let ([x], [w], [y]) = (a, b, out) {
+        match (x.dims().len(), w.dims().len(), y.dims().len()) {
+            // Batches summed into one matrix.
+            (3, 3, 2) => return 2.0 * x.elements() as f64 * y.dims()[1].max(0) as f64,
+            // Depth cut into groups, a matrix each.
+            (2, 2, 3) => return 2.0 * depth(x) as f64 * y.elements() as f64 / y.dims()[0].max(1) as f64,
+            _ => {}
+        }
+    }
     if a.len() == out.len() && a.len() > 1 {
         return a.iter().zip(out).map(|(a, y)| 2.0 * depth(a) as f64 * y.elements() as f64).sum();
     }
@@ -168,6 +183,19 @@ fn product_flops(call: &OpCall, positions: [Option<u8>; 5]) -> f64 {
         return 2.0 * k * rows * columns as f64;
     }
     2.0 * k * out.iter().map(|y| y.elements() as f64).sum::<f64>()
+}
+
+/// `2·elements of the output·weights of one of its channels`; of the input where transposed.
+fn convolution_flops(call: &OpCall, weight: u8, input: u8, output: u8, transposed: u8) -> f64 {
+    let at = |position: u8| tensors(call, position.into()).first();
+    let side = if call.int(transposed.into()).is_some_and(|flag| flag != 0) { input } else { output };
+    match (at(weight), at(side)) {
+        (Some(weight), Some(side)) => {
+            let channels = weight.dims().first().map_or(1, |&d| d.max(1)) as f64;
+            2.0 * side.elements() as f64 * weight.elements() as f64 / channels
+        }
+        _ => 0.0,
+    }
 }
 
 fn cube_factor(call: &OpCall, a: u8, b: u8, cube_math: Option<u8>) -> f64 {

@@ -46,6 +46,9 @@ pub(super) enum Compute {
     Product { a: u8, b: u8, out: Option<u8>, transpose_a: Option<u8>, transpose_b: Option<u8>, cube_math: Option<u8> },
     /// Attention.
     Attention(AttentionParams),
+    /// A convolution, or `passes` products like it: every element of the output (of the input where the flag `transposed`
+    /// is set) meets the weights of one of its channels.
+    Convolution { weight: u8, input: u8, output: u8, transposed: u8, passes: u8 },
 }
 
 /// How one operator is weighed. Masks have one bit a parameter.
@@ -67,6 +70,10 @@ pub(super) struct Plan {
 pub(super) fn of(op: OpId) -> &'static Plan {
     static PLANS: LazyLock<Vec<Plan>> = LazyLock::new(|| SIGNATURES.iter().map(build).collect());
     &PLANS[usize::from(op.0)]
+}
+
+pub(super) fn is_convolution(name: &str) -> bool {
+    matches!(name, "Convolution" | "ConvolutionBackward")
 }
 
 pub(super) fn is_product(name: &str) -> bool {
@@ -196,6 +203,12 @@ fn build(signature: &'static Signature) -> Plan {
                 products: if name.contains("Grad") { 2.5 } else { 1.0 },
             })
         }
+        _ if is_convolution(name) => {
+            let out = at(&["output", "gradOutput"]).unwrap_or(0);
+            let (weight, input) = (at(&["weight"]).unwrap_or(0), at(&["input"]).unwrap_or(0));
+            let passes = if name == "Convolution" { 1 } else { 2 };
+            Compute::Convolution { weight, input, output: out, transposed: at(&["transposed"]).unwrap_or(0), passes }
+        }
         _ if is_product(name) => {
             let pairs: [(&[&str], &[&str]); 7] = [
                 (&["mat"], &["vec"]),
@@ -229,7 +242,7 @@ fn build(signature: &'static Signature) -> Plan {
     };
     let class = match compute {
         _ if is_collective(name) => OpClass::Communication,
-        Compute::Product { .. } | Compute::Attention(_) => OpClass::Matmul,
+        Compute::Product { .. } | Compute::Attention(_) | Compute::Convolution { .. } => OpClass::Matmul,
         _ => OpClass::Vector,
     };
     Plan { compute, class, skip, twice, written, lookup }
@@ -258,6 +271,10 @@ mod tests {
             ("aclnnFusedInferAttentionScoreV2", OpClass::Matmul, "Attention"),
             ("aclnnFusedInferAttentionScoreV4", OpClass::Matmul, "Attention"),
             ("aclnnFlashAttentionScore", OpClass::Matmul, "Attention"),
+            ("aclnnFlashAttentionScoreGradV2", OpClass::Matmul, "Attention"),
+            ("aclnnConvolutionBackward", OpClass::Matmul, "Convolution"),
+            ("aclnnBatchNormBackward", OpClass::Vector, "PerOutput(8"),
+            ("aclnnLogSoftmaxBackward", OpClass::Vector, "PerOutput(8"),
             ("aclnnTransMatmulWeight", OpClass::Vector, "PerOutput"),
             ("aclnnAddmv", OpClass::Matmul, "Product { a: 1, b: 2"),
             ("aclnnCummax", OpClass::Vector, "PerInput"),

@@ -103,6 +103,93 @@ fn operators_weigh_what_the_formulas_say() {
             2.0 * (2.0 * 2.0 * 2.0 * 16.0 * 32.0 + 2.0 * 2.0 * 8.0 * 16.0 * 32.0),
         ),
         (
+            "the gradient of attention computes five products",
+            Build::new("aclnnFlashAttentionScoreGrad")
+                .tensor("query", BF16, &[2, 8, 16, 32])
+                .tensor("keyIn", BF16, &[2, 2, 16, 32])
+                .tensor("value", BF16, &[2, 2, 16, 32])
+                .int("headNum", 8)
+                .int("nextTokens", 2_147_483_647)
+                .str("inputLayout", "BNSD")
+                .tensor("dqOut", BF16, &[2, 8, 16, 32])
+                .tensor("dkOut", BF16, &[2, 2, 16, 32])
+                .tensor("dvOut", BF16, &[2, 2, 16, 32])
+                .call(),
+            10.0 * 8.0 * 32.0 * 2.0 * 256.0,
+            2.0 * (4.0 * 2.0 * 2.0 * 16.0 * 32.0 + 2.0 * 2.0 * 8.0 * 16.0 * 32.0),
+        ),
+        (
+            "attention over packed sequences",
+            Build::new("aclnnFlashAttentionVarLenScore")
+                .tensor("query", BF16, &[7, 4, 8])
+                .tensor("key", BF16, &[9, 2, 8])
+                .tensor("value", BF16, &[9, 2, 8])
+                .ints("actualSeqQLenOptional", &[3, 7])
+                .ints("actualSeqKvLenOptional", &[5, 9])
+                .int("headNum", 4)
+                .int("nextTokens", 2_147_483_647)
+                .str("inputLayout", "TND")
+                .tensor("attentionOutOut", BF16, &[7, 4, 8])
+                .call(),
+            4.0 * 4.0 * 8.0 * (15.0 + 16.0),
+            2.0 * (2.0 * 9.0 * 16.0 + 2.0 * 7.0 * 32.0),
+        ),
+        (
+            "batches summed into one matrix",
+            Build::new("aclnnAddbmm")
+                .tensor("self", BF16, &[5, 11])
+                .tensor("batch1", BF16, &[3, 5, 7])
+                .tensor("batch2", BF16, &[3, 7, 11])
+                .tensor("out", BF16, &[5, 11])
+                .call(),
+            2.0 * 3.0 * 5.0 * 7.0 * 11.0,
+            2.0 * (2.0 * 55.0 + 3.0 * 35.0 + 3.0 * 77.0),
+        ),
+        (
+            "matrix and vector",
+            Build::new("aclnnAddmv")
+                .tensor("self", BF16, &[5])
+                .tensor("mat", BF16, &[5, 7])
+                .tensor("vec", BF16, &[7])
+                .tensor("out", BF16, &[5])
+                .call(),
+            2.0 * 35.0,
+            2.0 * (5.0 + 35.0 + 7.0 + 5.0),
+        ),
+        (
+            "grouped product over a depth cut into groups",
+            Build::new("aclnnGroupedMatmulV4")
+                .list("x", BF16, &[&[6, 10]])
+                .list("weight", BF16, &[&[10, 4]])
+                .list("out", BF16, &[&[3, 6, 4]])
+                .call(),
+            2.0 * 6.0 * 10.0 * 4.0,
+            2.0 * (60.0 + 40.0 + 72.0),
+        ),
+        (
+            "convolution in groups",
+            Build::new("aclnnConvolution")
+                .tensor("input", BF16, &[2, 8, 10, 10])
+                .tensor("weight", BF16, &[6, 4, 3, 3])
+                .int("transposed", 0)
+                .tensor("output", BF16, &[2, 6, 8, 8])
+                .call(),
+            2.0 * (2.0 * 6.0 * 64.0) * 36.0,
+            2.0 * (1600.0 + 216.0 + 768.0),
+        ),
+        (
+            "gradients of a transposed convolution",
+            Build::new("aclnnConvolutionBackward")
+                .tensor("gradOutput", BF16, &[2, 8, 10, 10])
+                .tensor("input", BF16, &[2, 6, 8, 8])
+                .tensor("weight", BF16, &[6, 4, 3, 3])
+                .int("transposed", 1)
+                .tensor("gradInput", BF16, &[2, 6, 8, 8])
+                .call(),
+            2.0 * 2.0 * (2.0 * 6.0 * 64.0) * 36.0,
+            2.0 * (1600.0 + 216.0 + 2.0 * 768.0),
+        ),
+        (
             "embedding reads rows, not the table",
             Build::new("aclnnEmbedding")
                 .tensor("weight", BF16, table)

@@ -176,7 +176,8 @@ fn plan<'a>(args: &Args<'a>, at: &At) -> Outcome<(Plan<'a>, Names)> {
     let out = float(args, at.out, args.output(at.out)?)?;
     let table = optional(at.table)?;
     let block_size = int(at.block_size, 0)?;
-    let lengths = |position: Option<usize>| position.and_then(|position| args.ints(position));
+    // No entries are no lengths: what torch_npu passes for those that its caller left out.
+    let lengths = |position: Option<usize>| position.and_then(|at| args.ints(at)).filter(|list| !list.is_empty());
     let mut plan = Plan::new(Parts {
         layout,
         out_layout,

@@ -310,7 +310,7 @@ fn one_length_serves_all_sequences_and_none_means_full() {
     let (vq, vk) = (noise.values(2 * 3 * 8), noise.values(2 * 6 * 8));
     let (q, k) = (lab.tensor(F32, &[2, 3, 1, 8], &vq), lab.tensor(F32, &[2, 6, 1, 8], &vk));
     let mut results = Vec::new();
-    for lengths in [A::Null, A::Ints(vec![6]), A::Ints(vec![6, 6])] {
+    for lengths in [A::Null, A::Ints(vec![]), A::Ints(vec![6]), A::Ints(vec![6, 6])] {
         let out = lab.room(F32, &[2, 3, 1, 8]);
         let mut args = arguments(q, k, k, out, 1, 0);
         args[at::LAYOUT] = A::Str("BSND");
@@ -318,7 +318,7 @@ fn one_length_serves_all_sequences_and_none_means_full() {
         lab.ok(ops::aclnnFusedInferAttentionScoreV3, &args);
         results.push(lab.read(&out));
     }
-    assert!(results[0] == results[1] && results[1] == results[2]);
+    assert!(results.iter().all(|result| result == &results[0]));
 }
 
 #[test]
@@ -521,4 +521,87 @@ fn decode_beside_padding_rows() {
     let (want, _) = shape.reference(&hosts[0], |_, _| false);
     close(&got[..16], &want, 2e-6);
     assert!(got[16..].iter().all(|&v| v == 0.0), "a padded sequence has no keys and gives zeros");
+}
+
+/// Named arguments of any operator of inference; what is not given is null, 0 or empty.
+fn named(op: acl_abi::OpId, given: Vec<(&str, A)>) -> Vec<A> {
+    use acl_abi::Kind;
+    let params = op.signature().params.iter();
+    params
+        .map(|p| match (given.iter().find(|(name, _)| *name == p.name), p.kind) {
+            (Some((_, value)), _) => value.clone(),
+            (None, Kind::F32 | Kind::F64) => A::F(0.0),
+            (None, Kind::Bool) => A::B(false),
+            (None, Kind::Str) => A::Str(""),
+            (None, Kind::I8 | Kind::I32 | Kind::I64 | Kind::U64) => A::I(0),
+            (None, _) => A::Null,
+        })
+        .collect()
+}
+
+#[test]
+fn the_other_operators_and_layouts_of_inference_give_the_same_bits() {
+    let mut noise = Noise::new(27);
+    let shape = Shape { heads: 4, kv_heads: 2, d: 8, dv: 8 };
+    let hosts: Vec<Host> = [(1, 20), (1, 20)].into_iter().map(|(q, k)| shape.host(&mut noise, q, k)).collect();
+    let mut lab = Lab::new();
+    let (vq, vk, vv) = (join(&hosts, |h| &h.q), join(&hosts, |h| &h.k), join(&hosts, |h| &h.v));
+    let (q, k, v) = (
+        lab.tensor(F32, &[2, 1, 4, 8], &vq),
+        lab.tensor(F32, &[2, 20, 2, 8], &vk),
+        lab.tensor(F32, &[2, 20, 2, 8], &vv),
+    );
+    let out = lab.room(F32, &[2, 1, 4, 8]);
+    let mut args = arguments(q, k, v, out, 4, 2);
+    (args[at::LAYOUT], args[at::SPARSE_MODE]) = (A::Str("BSND"), A::I(0));
+    args[at::LENGTHS_KV] = A::Ints(vec![13, 20]);
+    lab.ok(ops::aclnnFusedInferAttentionScoreV3, &args);
+    let want = lab.read(&out);
+    let shared = |lab: &mut Lab| {
+        let out = lab.room(F32, &[2, 1, 4, 8]);
+        let given = vec![
+            ("query", A::T(q)),
+            ("numHeads", A::I(4)),
+            ("numKeyValueHeads", A::I(2)),
+            ("scaleValue", A::F(0.5)),
+            ("inputLayout", A::Str("BSND")),
+            ("attentionOut", A::T(out)),
+        ];
+        (out, given)
+    };
+    let lengths = || A::Ints(vec![13, 20]);
+    for (op, listed, lens) in [
+        (ops::aclnnFusedInferAttentionScoreV2, true, "actualSeqLengthsKvOptional"),
+        (ops::aclnnFusedInferAttentionScoreV4, true, "actualSeqLengthsKvOptional"),
+        (ops::aclnnPromptFlashAttentionV3, false, "actualSeqLengthsKv"),
+        (ops::aclnnIncreFlashAttentionV4, true, "actualSeqLengths"),
+    ] {
+        let (out, mut given) = shared(&mut lab);
+        let (k, v) = if listed { (A::List(vec![k]), A::List(vec![v])) } else { (A::T(k), A::T(v)) };
+        given.extend([("key", k), ("value", v), (lens, lengths())]);
+        lab.ok(op, &named(op, given));
+        assert_eq!(lab.read(&out), want, "{}", op.name());
+    }
+    // Another layout for the result, heads first in a packed one, and a term added to the scaled scores.
+    let turned = lab.room(F32, &[2, 4, 1, 8]);
+    args[at::OUT] = A::T(turned);
+    args[at::LAYOUT] = A::Str("BSND_BNSD");
+    lab.ok(ops::aclnnFusedInferAttentionScoreV3, &args);
+    assert_eq!(lab.read(&turned), want, "one token: the order of heads and tokens is the same in memory");
+    let bias = noise.values(4 * 20);
+    let tb = lab.tensor(F32, &[1, 4, 1, 20], &bias);
+    (args[at::OUT], args[at::LAYOUT], args[at::BIAS]) = (A::T(out), A::Str("BSND"), A::T(tb));
+    lab.ok(ops::aclnnFusedInferAttentionScoreV3, &args);
+    let got = lab.read(&out);
+    for (at, value) in got.iter().enumerate() {
+        let (b, h, c) = (at / 32, at / 8 % 4, at % 8);
+        let keys = [13, 20][b];
+        let score = |t: usize| -> f64 {
+            let dot: f64 = (0..8).map(|i| hosts[b].q[h * 8 + i] * hosts[b].k[(t * 2 + h / 2) * 8 + i]).sum();
+            (0.5 * dot + bias[h * 20 + t]).exp()
+        };
+        let sum: f64 = (0..keys).map(score).sum();
+        let want: f64 = (0..keys).map(|t| score(t) / sum * hosts[b].v[(t * 2 + h / 2) * 8 + c]).sum();
+        assert!((value - want).abs() < 1e-5, "{at}: {value} instead of {want}");
+    }
 }
