@@ -154,7 +154,14 @@ proptest! {
     #[test]
     fn same_inputs_give_the_same_decisions(program in program(true, 0.5..=2.0)) {
         for config in policies() {
-            prop_assert_eq!(run(&program, config).trace, run(&program, config).trace);
+            let plain = run(&program, config);
+            let mut recorded = world(&program, config).recording(1 << 20);
+            recorded.run();
+            prop_assert_eq!(&plain.trace, &recorded.trace, "recording changes nothing");
+            let record = recorded.dispatcher.take_record().expect("was on");
+            let replayed = record.replay().expect("the same decisions");
+            let decided = plain.trace.iter().filter(|t| !matches!(t, Trace::Completed(..))).count() as u64;
+            prop_assert_eq!((replayed.decisions, record.missing()), (decided, 0));
         }
     }
 

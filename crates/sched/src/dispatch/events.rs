@@ -111,6 +111,20 @@ impl Events {
         }
     }
 
+    /// Every event that has a record, in order of key, and when that completed.
+    pub fn known(&self) -> Vec<(EventKey, Option<Nanos>)> {
+        let mut known: Vec<_> = self.events.iter().map(|(&key, event)| (key, event.time)).collect();
+        known.sort_unstable_by_key(|(key, _)| *key);
+        known
+    }
+
+    /// When the last record of an event completed, as told elsewhere.
+    pub fn set_time(&mut self, event: EventKey, time: Option<Nanos>) {
+        if let Some(event) = self.events.get_mut(&event) {
+            event.time = time;
+        }
+    }
+
     pub fn status(&self, event: EventKey) -> EventStatus {
         match self.events.get(&event) {
             None => EventStatus::default(),

@@ -11,20 +11,26 @@
 //! - a session that closes drops what it queued, keeps what the device holds until that completes, and releases
 //!   everyone who waited for it.
 //!
+//! Everything that goes in and comes out can be recorded and replayed (`record.rs`).
+//!
 //! Cost: O(1) an item plus O(ready streams) a decision; allocations only where queues grow, for records that something
 //! waits for, and for device-wide waiters. Time may be passed in late but never goes back: a smaller `now` counts as the
 //! largest seen.
 
+mod codec;
 mod events;
 mod flags;
+mod record;
 mod release;
 mod settle;
 mod stats;
 mod stream;
 mod types;
 
+pub use codec::Malformed;
 pub use flags::FlagKey;
-pub use stats::{HoldReason, HoldStats, Stats};
+pub use record::{Busy, Entry as RecordEntry, Record, ReplayError, Replayed};
+pub use stats::{HoldReason, HoldStats, PredictionStats, Stats};
 pub use stream::Op;
 pub(crate) use stream::Stream;
 pub use types::{
@@ -82,6 +88,7 @@ pub struct Dispatcher {
     items: usize,
     wake: Option<Nanos>,
     stats: Stats,
+    recorder: Option<record::Recorder>,
 }
 
 impl Dispatcher {
@@ -109,11 +116,13 @@ impl Dispatcher {
             items: 0,
             wake: None,
             stats: Stats::default(),
+            recorder: None,
         }
     }
 
     /// Opens a session and its default stream 0.
     pub fn open_session(&mut self, session: u64, params: SessionParams) -> Result<(), Refused> {
+        self.log(|| RecordEntry::OpenSession(session, params));
         if self.sessions.contains_key(&session) {
             return Err(Refused::SessionExists(session));
         }
@@ -128,6 +137,7 @@ impl Dispatcher {
     /// never answered. Operators in flight stay the device's until [`Dispatcher::complete`]. Streams of other sessions that
     /// wait for a record of this one go on, at once if the record would have needed operators that never ran.
     pub fn close_session(&mut self, now: Nanos, session: u64, dropped: &mut Vec<Token>) {
+        self.log(|| RecordEntry::CloseSession(now, session));
         let now = self.advance(now);
         let Some(closed) = self.sessions.remove(&session) else { return };
         let before = dropped.len();
@@ -170,6 +180,7 @@ impl Dispatcher {
 
     /// Opens a stream. Opening an open one changes its priority only.
     pub fn open_stream(&mut self, key: StreamKey, priority: u32) -> Result<(), Refused> {
+        self.log(|| RecordEntry::OpenStream(key, priority));
         let session = self.sessions.get_mut(&key.session).ok_or(Refused::NoSession(key.session))?;
         if let Some(&index) = self.keys.get(&key) {
             if let Some(stream) = self.streams[index].as_mut() {
@@ -200,6 +211,7 @@ impl Dispatcher {
 
     /// Destroys a stream once its queued work has drained; nothing can be pushed to it from now on.
     pub fn close_stream(&mut self, now: Nanos, key: StreamKey) {
+        self.log(|| RecordEntry::CloseStream(now, key));
         self.advance(now);
         let Some(index) = self.keys.remove(&key) else { return };
         if let Some(stream) = self.streams[index].as_mut() {
@@ -210,6 +222,7 @@ impl Dispatcher {
 
     /// Appends an item to a stream.
     pub fn push(&mut self, now: Nanos, key: StreamKey, item: Item) -> Result<(), Refused> {
+        self.log(|| RecordEntry::Push(now, key, item));
         let now = self.advance(now);
         let &index = self.keys.get(&key).ok_or(Refused::NoStream(key))?;
         let session = self.sessions.get_mut(&key.session).ok_or(Refused::NoSession(key.session))?;
@@ -237,7 +250,7 @@ impl Dispatcher {
             }
             // Bound in submission order, see `events`: nothing is left to do when the stream gets there.
             Item::ResetEvent(event) => {
-                self.destroy_event(event);
+                self.forget_event(event);
                 return Ok(());
             }
             Item::WaitEvent(event) => match self.events.pending(event) {
@@ -300,6 +313,7 @@ impl Dispatcher {
 
     /// [`Action::Done`] once the last record of the event completes; with the next step if there is none.
     pub fn notify_event(&mut self, now: Nanos, event: EventKey, token: Token) {
+        self.log(|| RecordEntry::NotifyEvent(now, event, token));
         self.advance(now);
         if !self.events.wait(event, token) {
             self.done.push(token);
@@ -313,6 +327,11 @@ impl Dispatcher {
 
     /// Forgets an event; waits that were pushed keep their record.
     pub fn destroy_event(&mut self, event: EventKey) {
+        self.log(|| RecordEntry::DestroyEvent(event));
+        self.forget_event(event);
+    }
+
+    fn forget_event(&mut self, event: EventKey) {
         if self.events.forget(event)
             && let Some(session) = self.sessions.get_mut(&event.session)
         {
@@ -322,6 +341,7 @@ impl Dispatcher {
 
     /// [`Action::Done`] once everything that the session has pushed so far completes.
     pub fn notify_device(&mut self, now: Nanos, session: u64, token: Token) {
+        self.log(|| RecordEntry::NotifyDevice(now, session, token));
         let now = self.advance(now);
         let Some(open) = self.sessions.get_mut(&session) else {
             self.done.push(token);
@@ -360,6 +380,7 @@ impl Dispatcher {
 
     /// The device has completed an operator.
     pub fn complete(&mut self, now: Nanos, token: Token) {
+        self.log(|| RecordEntry::Complete(now, token));
         let now = self.advance(now);
         let found = self.flying.remove(&token);
         let completed = found.and_then(|(index, number)| {
@@ -381,6 +402,7 @@ impl Dispatcher {
     /// The gateway says something about a request. Hints only refine: without them, or once their lease has run out,
     /// targets come from the policy's configuration.
     pub fn hint(&mut self, now: Nanos, session: u64, hint: &HintInput) {
+        self.log(|| RecordEntry::Hint(now, session, *hint));
         let now = self.advance(now);
         if self.sessions.contains_key(&session) {
             self.policy.hint(now, session, hint, &mut self.stats);
@@ -389,7 +411,9 @@ impl Dispatcher {
 
     /// Decides what starts now; appends to `out`.
     pub fn step(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.log(|| RecordEntry::Step(now));
         let now = self.advance(now);
+        let before = out.len();
         self.stats.done += self.done.len() as u64;
         out.extend(self.done.drain(..).map(|token| Action::Done { token }));
         loop {
@@ -401,6 +425,9 @@ impl Dispatcher {
             }
         }
         self.hold_the_rest(now);
+        for &action in &out[before..] {
+            self.log(|| RecordEntry::Decided(action));
+        }
     }
 
     /// When [`Dispatcher::step`] must run again at the latest, with no other input: a hold-back wants to be looked at.
@@ -410,6 +437,8 @@ impl Dispatcher {
 
     /// Changes the policy. Queued and running work is kept; what the old policy had learnt is not.
     pub fn set_policy(&mut self, config: PolicyConfig) {
+        let config = if self.recorder.is_some() { record::as_read_back(config) } else { config };
+        self.log(|| RecordEntry::SetPolicy(config));
         self.config = config;
         self.policy = policy::build(&config, self.limits.requests_per_session_max);
         for (index, stream) in self.streams.iter().enumerate() {

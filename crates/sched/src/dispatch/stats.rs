@@ -1,4 +1,4 @@
-//! Counters of a dispatcher; all of them only ever grow.
+//! Counters of a dispatcher; they only ever grow, but for the rates that a policy has learnt.
 
 use crate::Nanos;
 
@@ -70,6 +70,22 @@ pub struct HoldStats {
     pub expired: u64,
 }
 
+/// How well the time alone of a phase's operators was predicted, over those that had the device for themselves; `phase`
+/// learns from them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PredictionStats {
+    /// Operators measured.
+    pub samples: u64,
+    /// What they took, nanoseconds.
+    pub measured_ns: Nanos,
+    /// By how much the cost model was off, summed without sign.
+    pub error_ns: Nanos,
+    /// By how much the prediction was off after correction by what was learnt so far.
+    pub corrected_error_ns: Nanos,
+    /// Operators that took a quarter of the cost model's time or less, or four times or more: not followed so far.
+    pub out_of_range: u64,
+}
+
 /// Counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -97,6 +113,15 @@ pub struct Stats {
     pub decode_steps_late: u64,
     /// Turns given to an overdue prefill while decode was due too.
     pub overloaded_turns: u64,
+    /// Times that such turns began to be needed: prefill and decode are both overloaded and share by a fixed ratio.
+    pub overloads: u64,
+    /// For how long they were, nanoseconds, summed when an overload ends.
+    pub overloaded_ns: Nanos,
+    /// Predictions of time alone, by phase.
+    pub predictions: [PredictionStats; 4],
+    /// Learnt rates of prefill and of decode beside each other, in thousandths of their rate alone; 0 where nothing is
+    /// learnt.
+    pub corun_rates_permille: [u32; 2],
     /// Times that prefill and decode began to run side by side because it was predicted to pay.
     pub coruns: u64,
     /// Hints forgotten because their lease ran out.

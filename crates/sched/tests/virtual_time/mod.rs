@@ -215,6 +215,12 @@ impl World {
         }
     }
 
+    /// Like [`World::new`], with everything recorded.
+    pub fn recording(mut self, bytes_max: usize) -> Self {
+        self.dispatcher.start_record(bytes_max).expect("idle");
+        self
+    }
+
     /// Changes the policy at a time; times ascend.
     pub fn change_policy(&mut self, at: Nanos, config: PolicyConfig) {
         self.changes.push_back((at, config));
