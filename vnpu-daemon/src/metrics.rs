@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use runtime::Snapshot;
-use runtime::snapshot::{PhaseSnapshot, SessionSnapshot};
+use runtime::snapshot::{PhaseSnapshot, PredictionSnapshot, SessionSnapshot};
 
 /// OpenMetrics text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -72,7 +72,7 @@ impl Collector for Page {
         for (name, help, value) in gauges {
             family(e, (name, help, None, Gauge), [([("", ""); 0], gauge(value(s)))])?;
         }
-        let counters: [(&str, &str, Value); 12] = [
+        let counters: [(&str, &str, Value); 13] = [
             ("vnpu_sessions_attached", "Client processes so far.", |s| s.sessions_total),
             ("vnpu_violations", "Sessions ended because they broke the protocol.", |s| s.violations_total),
             ("vnpu_faults", "Errors given to applications.", |s| s.faults_total),
@@ -85,6 +85,9 @@ impl Collector for Page {
             }),
             ("vnpu_overloaded_turns", "Turns given to an overdue prefill while decode was due too.", |s| {
                 s.scheduling.overloaded_turns
+            }),
+            ("vnpu_overloads", "Times that prefill and decode became overloaded and shared by a fixed ratio.", |s| {
+                s.scheduling.overloads
             }),
             ("vnpu_coruns", "Times that prefill and decode began to run side by side.", |s| s.scheduling.coruns),
             ("vnpu_records", "Records taken from the rings.", |s| s.turns.records),
@@ -109,6 +112,32 @@ impl Collector for Page {
             let samples = by_phase(value).into_iter().map(|(l, v)| (l, ConstCounter::new(v as f64 / NS_PER_S)));
             family(e, (name, help, Some(&Unit::Seconds), Counter), samples)?;
         }
+
+        type Prediction = (&'static str, &'static str, fn(&PredictionSnapshot) -> u64);
+        let predictions: [Prediction; 3] = [
+            ("vnpu_prediction_measured", "Time of operators that had the device for themselves.", |p| p.measured_ns),
+            ("vnpu_prediction_error", "By how much the cost model was off, without sign.", |p| p.error_ns),
+            ("vnpu_prediction_corrected_error", "The same after correction by what was learnt.", |p| {
+                p.corrected_error_ns
+            }),
+        ];
+        for (name, help, value) in predictions {
+            let samples = s
+                .predictions
+                .iter()
+                .map(|p| ([("phase", p.phase.name())], ConstCounter::new(value(p) as f64 / NS_PER_S)));
+            family(e, (name, help, Some(&Unit::Seconds), Counter), samples)?;
+        }
+        let overloaded = ConstCounter::new(s.scheduling.overloaded_ns as f64 / NS_PER_S);
+        let help = "For how long prefill and decode were overloaded.";
+        family(e, ("vnpu_overloaded", help, Some(&Unit::Seconds), Counter), [([("", ""); 0], overloaded)])?;
+        let rates = [
+            ("prefill", s.scheduling.corun_rate_prefill_permille),
+            ("decode", s.scheduling.corun_rate_decode_permille),
+        ];
+        let rates = rates.map(|(phase, permille)| ([("phase", phase)], ConstGauge::new(f64::from(permille) / 1e3)));
+        let help = "Learnt rate of each phase beside the other, 1 = as alone; 0: not learnt.";
+        family(e, ("vnpu_corun_rate", help, None, Gauge), rates)?;
 
         let holds = s.holds.iter().map(|h| ([("reason", h.reason)], ConstCounter::new(h.count)));
         family(e, ("vnpu_holds", "Ready operators held back.", None, Counter), holds)?;

@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub holds: Vec<HoldSnapshot>,
     /// Steps, hints, overload.
     pub scheduling: SchedulingSnapshot,
+    /// How well the time of operators that ran alone was predicted, by phase. Measured by the policy `phase`.
+    pub predictions: Vec<PredictionSnapshot>,
     /// What the loop did.
     pub turns: LoopCounters,
     /// Sessions attached now.
@@ -109,12 +111,37 @@ pub struct SchedulingSnapshot {
     pub decode_steps_late: u64,
     /// Turns given to an overdue prefill while decode was due too.
     pub overloaded_turns: u64,
+    /// Times that prefill and decode became overloaded and shared by a fixed ratio.
+    pub overloads: u64,
+    /// For how long, summed when an overload ends, nanoseconds.
+    pub overloaded_ns: u64,
+    /// Learnt rate of prefill beside decode, in thousandths of its rate alone; 0 where nothing is learnt.
+    pub corun_rate_prefill_permille: u32,
+    /// Learnt rate of decode beside prefill.
+    pub corun_rate_decode_permille: u32,
     /// Times that prefill and decode began to run side by side on purpose.
     pub coruns: u64,
     /// Hints forgotten because their lease ran out.
     pub hints_expired: u64,
     /// Requests forgotten because a session had too many.
     pub hints_dropped: u64,
+}
+
+/// Predictions of one phase's operators.
+#[derive(Clone, Debug, Serialize)]
+pub struct PredictionSnapshot {
+    /// Phase.
+    pub phase: Phase,
+    /// Operators that had the device for themselves.
+    pub samples: u64,
+    /// What they took, nanoseconds.
+    pub measured_ns: u64,
+    /// By how much the cost model was off, summed without sign, nanoseconds.
+    pub error_ns: u64,
+    /// By how much it was off after correction by what was learnt, nanoseconds.
+    pub corrected_error_ns: u64,
+    /// Operators too far off to learn from in full.
+    pub out_of_range: u64,
 }
 
 /// What the loop did.
@@ -187,6 +214,17 @@ impl Core {
                 expired: h.expired,
             }
         };
+        let prediction = |phase: Phase| {
+            let p = stats.predictions[phase.index()];
+            PredictionSnapshot {
+                phase,
+                samples: p.samples,
+                measured_ns: p.measured_ns,
+                error_ns: p.error_ns,
+                corrected_error_ns: p.corrected_error_ns,
+                out_of_range: p.out_of_range,
+            }
+        };
         let sessions = self.tenants.iter().map(|(&session, (tenant, port))| SessionSnapshot {
             session,
             pid: tenant.peer.pid,
@@ -229,10 +267,15 @@ impl Core {
                 decode_steps: stats.decode_steps,
                 decode_steps_late: stats.decode_steps_late,
                 overloaded_turns: stats.overloaded_turns,
+                overloads: stats.overloads,
+                overloaded_ns: stats.overloaded_ns,
+                corun_rate_prefill_permille: stats.corun_rates_permille[0],
+                corun_rate_decode_permille: stats.corun_rates_permille[1],
                 coruns: stats.coruns,
                 hints_expired: stats.hints_expired,
                 hints_dropped: stats.hints_dropped,
             },
+            predictions: Phase::ALL.into_iter().map(prediction).collect(),
             turns,
             sessions: sessions.collect(),
         }

@@ -153,8 +153,8 @@ fn an_overloaded_decode_does_not_starve_prefill() {
 
 #[test]
 fn side_by_side_where_it_pays() {
-    let run = |believed, real| {
-        let mut w = world(config(PolicyName::Phase, believed), real);
+    let run = |believed, real, learn| {
+        let mut w = world(PolicyConfig { learn, ..config(PolicyName::Phase, believed) }, real);
         w.session(0, 2, SessionParams::default());
         w.host(0, 0, decode(60, 100, 15 * MS, 200 * US));
         w.host(0, 0, (0..20).flat_map(|_| prompt(200, 66 * MS)));
@@ -162,13 +162,21 @@ fn side_by_side_where_it_pays() {
         w
     };
     let last = |w: &World| *stamps(w, ANSWERED).last().expect("answered") as f64;
-    let (together, turns) = (run(1.0, 1.0), run(0.0, 1.0));
+    let (together, turns) = (run(1.0, 1.0, false), run(0.0, 1.0, false));
     assert!(together.dispatcher.stats().coruns > 0);
     assert_eq!(turns.dispatcher.stats().coruns, 0, "nothing to gain is believed");
     assert!(last(&together) < 0.85 * last(&turns), "{} against {} ns", last(&together), last(&turns));
     // A device that overlaps nothing although the policy believes so: decode notices by its token clock.
-    let fooled = run(1.0, 0.0);
+    let fooled = run(1.0, 0.0, false);
     assert!(tpot(&fooled) <= 1.1 * TAU as f64, "TPOT {} ns", tpot(&fooled));
+    // Measured, a wrong belief does not last, in either direction: operators overlap at every change of turn.
+    let (pessimist, optimist) = (run(0.0, 1.0, true), run(1.0, 0.0, true));
+    assert!(pessimist.dispatcher.stats().coruns > 0);
+    assert!(last(&pessimist) < 0.92 * last(&turns), "{} against {} ns", last(&pessimist), last(&turns));
+    assert!(optimist.dispatcher.stats().coruns <= 2, "{} times", optimist.dispatcher.stats().coruns);
+    assert!(fooled.dispatcher.stats().coruns > 10, "{} times", fooled.dispatcher.stats().coruns);
+    let [prefill, decode] = optimist.dispatcher.stats().corun_rates_permille;
+    assert!(prefill + decode <= 1_050, "learnt {prefill} and {decode}");
 }
 
 /// A step that is due keeps the device through the host's launch gaps, but not for longer than the bound.
@@ -263,6 +271,78 @@ fn a_hinted_deadline_makes_a_prompt_urgent_earlier() {
     };
     let (hinted, default) = (run(Some(200 * MS)), run(None));
     assert!(hinted + 300e6 < default, "{hinted} and {default} ns");
+}
+
+/// Of two prompts at once, the one that a hint calls more important goes first, or else the one with less time.
+#[test]
+fn hints_order_prompts_by_priority_then_by_deadline() {
+    let run = |hints: [(u64, u8); 2]| {
+        let mut w = world(config(PolicyName::Phase, 0.0), 0.0);
+        for (session, (ttft_ms, priority)) in (0u64..).zip(hints) {
+            w.session(session, 2, SessionParams::default());
+            let kind = HintKind::Admitted { prompt_tokens: 8, max_tokens: 8, ttft: ttft_ms * MS, tpot: 0, priority };
+            w.dispatcher.hint(0, session, &HintInput { request: 1, kind });
+            w.host(session, 0, prompt(100, 50 * MS));
+        }
+        w.run();
+        u64::from(w.last_completion_of(1) < w.last_completion_of(0))
+    };
+    for (hints, first) in
+        [([(800, 0), (800, 0)], 0), ([(800, 0), (700, 0)], 1), ([(700, 0), (800, 1)], 1), ([(800, 2), (100, 1)], 0)]
+    {
+        assert_eq!(run(hints), first, "{hints:?}");
+    }
+}
+
+/// A long prompt is urgent before its patience ends, if it would miss its deadline otherwise.
+#[test]
+fn a_prompt_that_needs_all_the_time_it_has_is_urgent_at_once() {
+    let run = |prompt_ms: u64| {
+        let mut w = world(config(PolicyName::Phase, 0.0), 0.0);
+        w.session(0, 2, SessionParams::default());
+        w.host(0, 0, decode(40, 100, 60 * MS, 0));
+        w.host(0, 100 * MS, prompt(200, prompt_ms * MS));
+        w.run();
+        // When decode was first made to wait for a prompt that was overdue.
+        w.dispatcher.stats().holds[HoldReason::PrefillOverdue.index()].count
+    };
+    // Both have 700 ms of patience; within it a quarter of the time is prefill's only if 950 ms are needed.
+    assert!(run(950) > run(66) + 8, "{} and {}", run(950), run(66));
+}
+
+/// Overload is a state: entered and left, counted once however many turns it takes, and timed.
+#[test]
+fn an_overload_is_counted_once_and_timed() {
+    let mut w = world(config(PolicyName::Phase, 0.0), 0.0);
+    w.session(0, 2, SessionParams::default());
+    w.host(0, 0, decode(60, 100, 60 * MS, 0));
+    w.host(0, 500 * MS, prompt(200, 200 * MS));
+    w.run();
+    let stats = w.dispatcher.stats();
+    assert_eq!(stats.overloads, 1);
+    assert!(stats.overloaded_turns > 5, "{} turns", stats.overloaded_turns);
+    // Urgent at 1.2 s, then a quarter of the time.
+    let ended = stamps(&w, ANSWERED)[0];
+    let lasted = stats.overloaded_ns;
+    assert!(lasted <= ended - 1_100 * MS && lasted >= ended - 1_400 * MS, "{lasted} ns, until {ended}");
+}
+
+/// Predictions that are wrong by a factor are put right by what is measured, and the error that is left is known.
+#[test]
+fn wrong_predictions_are_corrected_by_measurement() {
+    for error in [0.5, 0.7, 1.4, 2.0] {
+        let mut w = world(config(PolicyName::Phase, 0.5), 0.5);
+        w.session(0, 1, SessionParams::default());
+        let work = Work { error, ..Work::memory(200 * US) };
+        let step = (0..50).map(|_| Act::Op { stream: 1, work, phase: Phase::Decode });
+        w.host(0, 0, (0..20).flat_map(|_| step.clone().chain([Act::Sync { stream: 1 }])));
+        w.run();
+        let p = w.dispatcher.stats().predictions[Phase::Decode.index()];
+        assert_eq!((p.samples, p.measured_ns), (1_000, 1_000 * 200 * US));
+        let [before, after] = [p.error_ns, p.corrected_error_ns].map(|e| e as f64 / p.measured_ns as f64);
+        assert!((before - (1.0 - error as f64).abs()).abs() < 1e-3, "×{error}: {before}");
+        assert!(after < 0.01, "×{error}: {after}");
+    }
 }
 
 /// Sessions with a backlog of prompts share by weight, within a quantum.

@@ -96,7 +96,9 @@ pub struct PolicyConfig {
     pub prefill_part: f64,
     /// `core-split`: part of the cores that can use the full memory bandwidth.
     pub knee: f64,
-    /// What the policy believes about contention on this device.
+    /// Correct predictions and the belief about contention by what is measured.
+    pub learn: bool,
+    /// What the policy believes about contention on this device, until it has learnt better.
     pub corun: CoRun,
 }
 
@@ -124,6 +126,7 @@ impl Default for PolicyConfig {
             first: First::None,
             prefill_part: 0.5,
             knee: 0.3,
+            learn: true,
             corun: CoRun::default(),
         }
     }

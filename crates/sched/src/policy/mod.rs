@@ -12,6 +12,8 @@ mod clock;
 mod config;
 mod core_split;
 mod fifo;
+mod lane;
+mod learn;
 mod leases;
 mod passthrough;
 mod phase;

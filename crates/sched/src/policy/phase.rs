@@ -10,55 +10,38 @@
 //! 3. else, while `S_D` exceeds the margin, decode is held back and prefill runs ([`HoldReason::DecodeHasSlack`]);
 //! 4. else decode runs and prefill is held back until the step is complete ([`HoldReason::DecodeDue`]), bridging the short
 //!    gaps in which the host launches the next operator;
-//! 5. but a prefill that is urgent (older than a part of its TTFT target) gets a floor: [`PREFILL_FLOOR`] of the time, as
-//!    much as it lacks after each decode turn ([`HoldReason::PrefillOverdue`], counted as an overload).
+//! 5. but a prefill that is urgent (older than a part of its TTFT target, or about to miss it) gets a floor:
+//!    [`PREFILL_FLOOR`] of the time, as much as it lacks after each decode turn ([`HoldReason::PrefillOverdue`]). From the
+//!    first such turn until one of the rules above applies again the device is overloaded, which is counted and timed.
 //!
 //! The margin is `θ·τ` plus the prefill operators that stand between now and decode: those in flight and the next.
-//! Prefills go one stream at a time, earliest deadline first, among sessions of equal standing (served time over weight,
-//! within a quantum); two at once would only finish both later. Operators of unknown or mixed phase are never held back,
+//! Prefills go one stream at a time, the session's priority first, then among sessions of equal standing (served time over
+//! weight, within a quantum) the hinted priority, then the earliest deadline; two at once would only finish both later. Operators of unknown or mixed phase are never held back,
 //! and no operator is held back for longer than the age bound. With one phase alone on the device nothing is held back.
+//!
+//! Times are what the cost model says, corrected by what operators of that phase and size took alone; how the phases slow
+//! each other down is measured too and replaces the configured belief ([`super::learn`]; `learn=false` keeps both as
+//! configured).
 //!
 //! Predictions only move the moment of a changeover. If they are wrong, steps end earlier or later than thought, the
 //! token clock notices, and the next decision corrects it.
 
-use super::clock::{StepClock, TokenClock};
-use super::leases::Leases;
+use super::lane::{Lane, add, remember};
+use super::learn::Learner;
+use super::leases::{FirstToken, Leases, Targets};
 use super::{Board, Candidate, Choice, Hold, Policy, PolicyConfig, StreamIndex, StreamInfo};
 use crate::corun::rates_into;
 use crate::dispatch::{HintInput, HoldReason, Op, Stats};
 use crate::{Demand, Nanos, Phase, nanos};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 /// Share of the time that an urgent prefill gets even while decode is short of slack. A judgement: low enough that decode
 /// steps of up to two thirds of τ stay within τ, high enough that a backlog of prompts drains.
 const PREFILL_FLOOR: f64 = 0.25;
-/// Part that one operator keeps in the picture of what a stream's phase uses, per operator that follows.
-const USAGE_DECAY: f64 = 0.98;
-
-/// One stream.
-#[derive(Debug)]
-struct Lane {
-    info: StreamInfo,
-    prefill: StepClock,
-    decode: StepClock,
-    token: TokenClock,
-    /// The open decode step was short of slack and has the device until it ends.
-    due: bool,
-    prefill_flying: u32,
-    decode_flying: u32,
-    prefill_flying_solo: Nanos,
-    /// Since when the device holds none of its decode operators.
-    quiet_since: Nanos,
-    prefill_usage: Demand,
-    decode_usage: Demand,
-}
-
-impl Lane {
-    /// A decode step is open, and not one that the host has walked away from without a boundary.
-    fn decoding(&self, now: Nanos, gap: Nanos) -> bool {
-        self.decode.open().is_some() && (self.decode.pending() > 0 || now < self.quiet_since.saturating_add(gap))
-    }
-}
+/// Decode turns without co-running after which the learnt rates are forgotten: the mix has changed, and the configured
+/// belief gets another try.
+const FORGET_AFTER_TURNS: u32 = 64;
 
 #[derive(Debug, Default)]
 struct Standing {
@@ -92,10 +75,9 @@ pub(super) struct PhasePolicy {
     config: PolicyConfig,
     requests_max: usize,
     tpot: Nanos,
-    ttft: Nanos,
+    targets: Targets,
     age_max: Nanos,
     gap: Nanos,
-    lease: Nanos,
     fair_quantum: f64,
     lanes: Vec<Option<Lane>>,
     /// Streams with an open step.
@@ -112,6 +94,11 @@ pub(super) struct PhasePolicy {
     /// `served` of the session whose prefill went last: newcomers start near it.
     served_mark: f64,
     rates: Vec<f64>,
+    learner: Learner,
+    /// Decode turns since prefill and decode last ran side by side on purpose.
+    turns_apart: u32,
+    /// Since when both are overloaded.
+    overloaded_since: Option<Nanos>,
 }
 
 impl PhasePolicy {
@@ -121,10 +108,9 @@ impl PhasePolicy {
             config: *config,
             requests_max,
             tpot: config.tpot(),
-            ttft: ms(config.ttft_ms),
+            targets: Targets { ttft: ms(config.ttft_ms), urgent: config.urgent, lease: ms(config.lease_ms) },
             age_max: ms(config.age_max_ms),
             gap: nanos(config.gap_us * 1e-6),
-            lease: ms(config.lease_ms),
             fair_quantum: config.fair_quantum_ms * 1e6,
             lanes: Vec::new(),
             active: Vec::new(),
@@ -138,6 +124,9 @@ impl PhasePolicy {
             prefill_since: 0,
             served_mark: 0.0,
             rates: Vec::new(),
+            learner: Learner::new(),
+            turns_apart: 0,
+            overloaded_since: None,
         }
     }
 
@@ -153,22 +142,53 @@ impl PhasePolicy {
         self.sessions.get(&session).and_then(|s| s.leases.tpot()).unwrap_or(self.tpot)
     }
 
-    /// When a lane's open prefill began to matter, and by when its first token is wanted.
-    fn prefill_deadline(&self, lane: &Lane) -> (Nanos, Nanos) {
-        let began = lane.prefill.open().unwrap_or(Nanos::MAX);
-        let own = (began, began.saturating_add(self.ttft));
-        match self.sessions.get(&lane.info.session).and_then(|s| s.leases.waiting()) {
-            Some(w) => (w.admitted, w.admitted.saturating_add(if w.ttft > 0 { w.ttft } else { self.ttft })),
-            None => own,
-        }
+    /// What a lane's prefills are wanted by: the hints' word, or the configuration's for a prompt nobody mentioned.
+    fn wanted(&self, lane: &Lane) -> FirstToken {
+        let hinted = self.sessions.get(&lane.info.session).and_then(|s| s.leases.waiting());
+        hinted.unwrap_or_else(|| self.targets.first_token(lane.prefill.open().unwrap_or(Nanos::MAX), 0, 0))
     }
 
-    fn prefill_urgent(&self, now: Nanos) -> bool {
+    /// Some prefill has used up its patience, or is about to miss its deadline even if it has the device from now on.
+    fn prefill_urgent(&self, now: Nanos, reserve: Nanos) -> bool {
         self.active_lanes().filter(|(_, l)| l.prefill.pending() > 0).any(|(_, lane)| {
-            let (began, deadline) = self.prefill_deadline(lane);
-            let patience = (deadline.saturating_sub(began) as f64 * self.config.urgent) as Nanos;
-            now >= began.saturating_add(patience)
+            let wanted = self.wanted(lane);
+            let latest = wanted.deadline.saturating_sub(lane.prefill.remaining()).saturating_sub(reserve);
+            now >= wanted.urgent_at.min(latest)
         })
+    }
+
+    /// Expected time alone of an operator.
+    fn expected(&self, op: &Op) -> Nanos {
+        if self.config.learn { self.learner.expected(op.phase, op.solo) } else { op.solo }
+    }
+
+    /// How fast decode and prefill run side by side: as measured, or as configured while too little was.
+    fn side_by_side_rates(&mut self, decode: Demand, prefill: Demand) -> Option<(f64, f64)> {
+        if self.config.learn
+            && let Some((prefill, decode)) = self.learner.rates()
+        {
+            return Some((decode, prefill));
+        }
+        if decode.solo_s <= 0.0 || prefill.solo_s <= 0.0 {
+            return None;
+        }
+        rates_into(&[(decode, Phase::Decode), (prefill, Phase::Prefill)], &self.config.corun, &mut self.rates);
+        Some((self.rates[0], self.rates[1]))
+    }
+
+    /// Notes whether both phases want more than there is.
+    fn overload(&mut self, now: Nanos, overloaded: bool, stats: &mut Stats) {
+        match (self.overloaded_since, overloaded) {
+            (None, true) => {
+                self.overloaded_since = Some(now);
+                stats.overloads += 1;
+            }
+            (Some(since), false) => {
+                self.overloaded_since = None;
+                stats.overloaded_ns = stats.overloaded_ns.saturating_add(now.saturating_sub(since));
+            }
+            _ => {}
+        }
     }
 
     fn expire_leases(&mut self, now: Nanos, stats: &mut Stats) {
@@ -176,7 +196,7 @@ impl PhasePolicy {
             if let Some(Some(lane)) = self.lanes.get(self.active[i])
                 && let Some(standing) = self.sessions.get_mut(&lane.info.session)
             {
-                standing.leases.expire(now, self.lease, stats);
+                standing.leases.expire(now, &self.targets, stats);
             }
         }
     }
@@ -189,8 +209,10 @@ impl PhasePolicy {
             let Some(lane) = self.lane(stream) else { continue };
             let served = self.sessions.get(&lane.info.session).map_or(0.0, |s| s.served);
             let better = best.is_none_or(|(b, other, other_served)| {
-                let rank =
-                    |s: StreamIndex, l: &Lane| (std::cmp::Reverse(l.info.priority), self.prefill_deadline(l).1, s);
+                let rank = |s: StreamIndex, l: &Lane| {
+                    let wanted = self.wanted(l);
+                    (Reverse(l.info.priority), Reverse(wanted.priority), wanted.deadline, s)
+                };
                 if lane.info.priority == other.info.priority && (served - other_served).abs() > self.fair_quantum {
                     served < other_served
                 } else {
@@ -207,7 +229,7 @@ impl PhasePolicy {
     /// Decides whose turn it is.
     fn plan(&mut self, now: Nanos, board: &Board<'_>, stats: &mut Stats) {
         let of = |phase: Phase| board.ready().filter(move |c| c.op.phase == phase);
-        let next_prefill = of(Phase::Prefill).map(|c| c.op.solo).max();
+        let next_prefill = of(Phase::Prefill).map(|c| self.expected(c.op)).max();
         let decode_here = self.decode_flying > 0 || of(Phase::Decode).next().is_some();
         let prefill_here = self.prefill_flying > 0 || next_prefill.is_some();
         self.plan = Plan::default();
@@ -222,6 +244,10 @@ impl PhasePolicy {
             self.end_decode_turn(now, began);
         }
         if !(decode_here && prefill_here) {
+            // Decode is away between two steps even where it is overloaded.
+            if !prefill_here {
+                self.overload(now, false, stats);
+            }
             self.turn = Turn::Both;
             self.side_by_side = false;
             return;
@@ -245,7 +271,7 @@ impl PhasePolicy {
         let mut prefill_left: Nanos = 0;
         for (_, lane) in self.active_lanes() {
             prefill_left = prefill_left.saturating_add(lane.prefill.pending());
-            ahead = ahead.saturating_add(lane.prefill_flying_solo);
+            ahead = ahead.saturating_add(lane.prefill_flying_time);
             if lane.prefill.pending() > 0 {
                 add(&mut prefill, &lane.prefill_usage);
             }
@@ -261,20 +287,20 @@ impl PhasePolicy {
         let latest = decode_start.saturating_sub(ahead);
         let fits = now.saturating_add(prefill_left) <= decode_start;
 
-        let pair = [(decode, Phase::Decode), (prefill, Phase::Prefill)];
-        rates_into(&pair, &self.config.corun, &mut self.rates);
-        let (decode_rate, prefill_rate) = (self.rates[0], self.rates[1]);
-        let slowed = (work as f64 / decode_rate) as Nanos;
-        let known = decode.solo_s > 0.0 && prefill.solo_s > 0.0;
-        let pays = known && decode_rate + prefill_rate >= 1.0 + self.config.gamma;
-        if !fits && pays && now <= due.saturating_sub(slowed).saturating_sub(reserve) {
+        let together = self.side_by_side_rates(decode, prefill).filter(|(d, p)| d + p >= 1.0 + self.config.gamma);
+        if !fits
+            && let Some((decode_rate, _)) = together
+            && now <= due.saturating_sub((work as f64 / decode_rate) as Nanos).saturating_sub(reserve)
+        {
             stats.coruns += u64::from(!self.side_by_side);
-            self.side_by_side = true;
+            (self.side_by_side, self.turns_apart) = (true, 0);
+            self.overload(now, false, stats);
             self.turn = Turn::Both;
             return;
         }
         self.side_by_side = false;
         if fits || now < latest {
+            self.overload(now, false, stats);
             self.turn = Turn::Prefill;
             self.plan.hold_decode = Some(Hold { reason: HoldReason::DecodeHasSlack, until: Some(latest) });
             self.disturb_decode();
@@ -282,8 +308,9 @@ impl PhasePolicy {
         }
         let floor = (self.last_decode_turn as f64 * PREFILL_FLOOR / (1.0 - PREFILL_FLOOR)) as Nanos;
         let lacking = floor.saturating_sub(self.prefill_since).min(tau);
-        if lacking > 0 && self.prefill_urgent(now) {
+        if lacking > 0 && self.prefill_urgent(now, reserve) {
             let until = now + lacking;
+            self.overload(now, true, stats);
             stats.overloaded_turns += 1;
             self.turn = Turn::Overdue { until };
             self.plan.hold_decode = Some(Hold { reason: HoldReason::PrefillOverdue, until: Some(until) });
@@ -327,6 +354,11 @@ impl PhasePolicy {
         self.turn = Turn::Both;
         self.last_decode_turn = now.saturating_sub(began);
         self.prefill_since = 0;
+        self.turns_apart += 1;
+        if self.turns_apart >= FORGET_AFTER_TURNS {
+            self.turns_apart = 0;
+            self.learner.forget_rates();
+        }
     }
 
     fn disturb_decode(&mut self) {
@@ -381,22 +413,6 @@ impl PhasePolicy {
     }
 }
 
-/// Adds up what streams of a phase use; solo time follows.
-fn add(sum: &mut Demand, more: &Demand) {
-    sum.cube += more.cube;
-    sum.vector += more.vector;
-    sum.hbm += more.hbm;
-    sum.static_s += more.static_s;
-    sum.solo_s += more.solo_s;
-}
-
-fn remember(usage: &mut Demand, op: &Op) {
-    for part in [&mut usage.cube, &mut usage.vector, &mut usage.hbm, &mut usage.static_s, &mut usage.solo_s] {
-        *part *= USAGE_DECAY;
-    }
-    add(usage, &op.demand);
-}
-
 impl Policy for PhasePolicy {
     fn choose(&mut self, now: Nanos, board: &Board<'_>, stats: &mut Stats) -> Option<Choice> {
         if board.ready.is_empty() {
@@ -432,19 +448,7 @@ impl Policy for PhasePolicy {
             self.lanes.resize_with(stream + 1, || None);
         }
         self.sessions.entry(info.session).or_default();
-        self.lanes[stream] = Some(Lane {
-            info: *info,
-            prefill: StepClock::default(),
-            decode: StepClock::default(),
-            token: TokenClock::default(),
-            due: false,
-            prefill_flying: 0,
-            decode_flying: 0,
-            prefill_flying_solo: 0,
-            quiet_since: 0,
-            prefill_usage: Demand::default(),
-            decode_usage: Demand::default(),
-        });
+        self.lanes[stream] = Some(Lane::new(*info));
     }
 
     fn closed(&mut self, stream: StreamIndex) {
@@ -458,17 +462,19 @@ impl Policy for PhasePolicy {
         self.sessions.remove(&session);
         // Operators in flight are all that is left: their steps will never end.
         for lane in self.lanes.iter_mut().flatten().filter(|l| l.info.session == session) {
-            (lane.prefill, lane.decode, lane.due) = (StepClock::default(), StepClock::default(), false);
+            lane.abandon();
         }
         let lanes = &self.lanes;
         self.active.retain(|&s| lanes.get(s).and_then(Option::as_ref).is_some_and(|l| l.info.session != session));
     }
 
     fn pushed(&mut self, now: Nanos, stream: StreamIndex, op: &Op) {
+        let expected = self.expected(op);
         let Some(Some(lane)) = self.lanes.get_mut(stream) else { return };
+        lane.push(expected);
         match op.phase {
             Phase::Prefill => {
-                lane.prefill.pushed(now, op.solo);
+                lane.prefill.pushed(now, expected);
                 // A pause between two prompts keeps what the session was behind, a long absence does not.
                 let mark = self.served_mark - 2.0 * self.fair_quantum;
                 if lane.prefill.open() == Some(now)
@@ -480,7 +486,7 @@ impl Policy for PhasePolicy {
             }
             Phase::Decode => {
                 let session = lane.info.session;
-                if let Some(step) = lane.decode.pushed(now, op.solo) {
+                if let Some(step) = lane.decode.pushed(now, expected) {
                     self.token_out(step.ended, stream, None);
                 }
                 let tau = self.tpot_of(session);
@@ -497,23 +503,26 @@ impl Policy for PhasePolicy {
 
     fn dropped(&mut self, _now: Nanos, stream: StreamIndex, op: &Op) {
         let Some(Some(lane)) = self.lanes.get_mut(stream) else { return };
+        let expected = lane.drop_next();
         match op.phase {
-            Phase::Prefill => lane.prefill.dropped(op.solo),
-            Phase::Decode => lane.decode.dropped(op.solo),
+            Phase::Prefill => lane.prefill.dropped(expected),
+            Phase::Decode => lane.decode.dropped(expected),
             Phase::Unknown | Phase::Mixed => {}
         }
     }
 
-    fn submitted(&mut self, _now: Nanos, stream: StreamIndex, op: &Op) {
+    fn submitted(&mut self, now: Nanos, stream: StreamIndex, op: &Op) {
+        self.learner.submitted(now, stream, op);
         let Some(Some(lane)) = self.lanes.get_mut(stream) else { return };
+        let expected = lane.submit();
         match op.phase {
             Phase::Prefill => {
                 lane.prefill_flying += 1;
-                lane.prefill_flying_solo = lane.prefill_flying_solo.saturating_add(op.solo);
+                lane.prefill_flying_time = lane.prefill_flying_time.saturating_add(expected);
                 self.prefill_flying += 1;
-                self.prefill_since = self.prefill_since.saturating_add(op.solo);
+                self.prefill_since = self.prefill_since.saturating_add(expected);
                 if let Some(standing) = self.sessions.get_mut(&lane.info.session) {
-                    standing.served += op.solo as f64 / f64::from(lane.info.weight.max(1));
+                    standing.served += expected as f64 / f64::from(lane.info.weight.max(1));
                     self.served_mark = standing.served;
                 }
                 self.disturb_decode();
@@ -529,22 +538,26 @@ impl Policy for PhasePolicy {
         }
     }
 
-    fn completed(&mut self, now: Nanos, stream: StreamIndex, op: &Op, _stats: &mut Stats) {
+    fn completed(&mut self, now: Nanos, stream: StreamIndex, op: &Op, stats: &mut Stats) {
+        self.learner.completed(now, stream, stats);
+        let permille = |rate: f64| (rate * 1e3) as u32;
+        stats.corun_rates_permille = self.learner.rates().map_or([0; 2], |(p, d)| [permille(p), permille(d)]);
         let Some(Some(lane)) = self.lanes.get_mut(stream) else { return };
+        let expected = lane.complete();
         match op.phase {
             Phase::Prefill => {
                 lane.prefill_flying = lane.prefill_flying.saturating_sub(1);
-                lane.prefill_flying_solo = lane.prefill_flying_solo.saturating_sub(op.solo);
+                lane.prefill_flying_time = lane.prefill_flying_time.saturating_sub(expected);
                 self.prefill_flying = self.prefill_flying.saturating_sub(1);
-                lane.prefill.completed(now, op.solo);
-                remember(&mut lane.prefill_usage, op);
+                lane.prefill.completed(now, expected);
+                remember(&mut lane.prefill_usage, &op.demand);
             }
             Phase::Decode => {
                 lane.decode_flying = lane.decode_flying.saturating_sub(1);
                 self.decode_flying = self.decode_flying.saturating_sub(1);
                 lane.quiet_since = now;
-                lane.decode.completed(now, op.solo);
-                remember(&mut lane.decode_usage, op);
+                lane.decode.completed(now, expected);
+                remember(&mut lane.decode_usage, &op.demand);
             }
             Phase::Unknown | Phase::Mixed => {}
         }
@@ -561,6 +574,6 @@ impl Policy for PhasePolicy {
 
     fn hint(&mut self, now: Nanos, session: u64, hint: &HintInput, stats: &mut Stats) {
         let standing = self.sessions.entry(session).or_default();
-        standing.leases.hint(now, hint, self.lease, self.requests_max, stats);
+        standing.leases.hint(now, hint, &self.targets, self.requests_max, stats);
     }
 }
