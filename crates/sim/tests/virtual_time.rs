@@ -50,7 +50,9 @@ fn merging_changes_no_figure_by_more_than_one_percent() {
             let setup = setup(policy, omega);
             let merged = sim::run(&setup, &requests());
             let exact = sim::run(&Setup { merge_alone: false, ..setup }, &requests());
-            assert!(merged.submitted * 3 < exact.submitted * 2, "{} of {}", merged.submitted, exact.submitted);
+            let fewer = merged.submitted as f64 / exact.submitted as f64;
+            // Slower policies leave fewer steps alone.
+            assert!(fewer < 0.8, "{}: {fewer} of the operators", policy.name());
             let (a, b) = (report(&exact), report(&merged));
             for (name, a, b) in [
                 ("TTFT", a.ttft_s.mean, b.ttft_s.mean),
