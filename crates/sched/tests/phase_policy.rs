@@ -340,7 +340,7 @@ fn wrong_predictions_are_corrected_by_measurement() {
         let p = w.dispatcher.stats().predictions[Phase::Decode.index()];
         assert_eq!((p.samples, p.measured_ns), (1_000, 1_000 * 200 * US));
         let [before, after] = [p.error_ns, p.corrected_error_ns].map(|e| e as f64 / p.measured_ns as f64);
-        assert!((before - (1.0 - error as f64).abs()).abs() < 1e-3, "×{error}: {before}");
+        assert!((before - (1.0f64 - error).abs()).abs() < 1e-3, "×{error}: {before}");
         assert!(after < 0.01, "×{error}: {after}");
     }
 }
