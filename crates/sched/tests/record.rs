@@ -1,7 +1,7 @@
 //! Decision records: what they hold, when they end, and that a dispatcher which decides otherwise is found out. That every
 //! record of a random program replays is a property in `properties.rs`.
 
-use sched::dispatch::{HintInput, HintKind, Record, RecordEntry, ReplayError};
+use sched::dispatch::{FlagKey, HintInput, HintKind, Record, RecordEntry, ReplayError};
 use sched::policy::PolicyName;
 use sched::{
     Action, Demand, Dispatcher, EventKey, Item, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey, Token,
@@ -61,6 +61,11 @@ fn busy_run(config: PolicyConfig, bytes_max: usize) -> Dispatcher {
         now = d.wake_at(now).unwrap_or(now);
     }
     d.push(now, key(2), Item::ResetEvent(event(1))).unwrap();
+    let flag = FlagKey { session: 7, flag: 3 };
+    for item in [Item::SetFlag(flag), Item::AwaitFlag(flag), Item::ClearFlag(flag)] {
+        d.push(now, key(2), item).unwrap();
+    }
+    d.release_flag(now, flag);
     d.destroy_event(event(2));
     d.close_stream(now, key(1));
     d.set_policy(PolicyConfig::named(PolicyName::Fifo));
@@ -81,7 +86,7 @@ fn a_record_survives_its_file_and_replays() {
         assert_eq!(read.head().unwrap(), (PolicyConfig::named(name), Limits::default()));
         let entries: Vec<RecordEntry> = read.entries().unwrap().collect::<Result<_, _>>().unwrap();
         let kinds: std::collections::HashSet<_> = entries.iter().map(std::mem::discriminant).collect();
-        assert_eq!(kinds.len(), 13, "every kind of entry but none twice: {kinds:?}");
+        assert_eq!(kinds.len(), 14, "every kind of entry but none twice: {kinds:?}");
         let replayed = read.replay().unwrap();
         assert_eq!((replayed.decisions, replayed.inputs + 7), (7, entries.len() as u64), "{}", name.name());
         assert_eq!(record.bytes(), busy_run(PolicyConfig::named(name), ROOM).take_record().unwrap().bytes());

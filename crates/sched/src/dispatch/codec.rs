@@ -1,7 +1,7 @@
 //! Bytes of a decision record: a tag and its fields, whole numbers as LEB128, times as the difference to the one before.
 
 use super::record::Entry;
-use super::{Action, EventKey, HintInput, HintKind, Item, Limits, SessionParams, StreamKey, Window};
+use super::{Action, EventKey, FlagKey, HintInput, HintKind, Item, Limits, SessionParams, StreamKey, Window};
 use crate::{Demand, Nanos, Phase, PolicyConfig};
 
 /// Bytes that are no record.
@@ -76,6 +76,11 @@ impl Writer {
         self.whole(key.event.into());
     }
 
+    fn flag(&mut self, key: FlagKey) {
+        self.whole(key.session);
+        self.whole(key.flag.into());
+    }
+
     pub fn limits(&mut self, limits: &Limits) {
         let (kind, a, b) = match limits.window {
             Window::Adaptive { handoff, max } => (0, handoff, max),
@@ -90,6 +95,7 @@ impl Writer {
             limits.items_per_session_max,
             limits.events_per_session_max,
             limits.requests_per_session_max,
+            limits.flags_per_session_max,
         ] {
             self.whole(n as u64);
         }
@@ -126,6 +132,18 @@ impl Writer {
             Item::Notify { token } => {
                 self.whole(7);
                 self.whole(token);
+            }
+            Item::AwaitFlag(flag) => {
+                self.whole(8);
+                self.flag(flag);
+            }
+            Item::SetFlag(flag) => {
+                self.whole(9);
+                self.flag(flag);
+            }
+            Item::ClearFlag(flag) => {
+                self.whole(10);
+                self.flag(flag);
             }
         }
     }
@@ -219,6 +237,11 @@ impl Writer {
                 self.whole(*session);
                 self.hint(hint);
             }
+            Entry::ReleaseFlag(now, flag) => {
+                self.whole(14);
+                self.time(*now);
+                self.flag(*flag);
+            }
             Entry::SetPolicy(config) => {
                 self.whole(13);
                 self.policy(config);
@@ -309,6 +332,10 @@ impl<'a> Reader<'a> {
         Ok(EventKey { session: self.whole()?, event: self.narrow()? })
     }
 
+    fn flag(&mut self) -> Read<FlagKey> {
+        Ok(FlagKey { session: self.whole()?, flag: self.narrow()? })
+    }
+
     pub fn limits(&mut self) -> Read<Limits> {
         let (kind, handoff, n) = (self.whole()?, self.whole()?, self.narrow()?);
         let window = match kind {
@@ -323,6 +350,7 @@ impl<'a> Reader<'a> {
             items_per_session_max: self.narrow()?,
             events_per_session_max: self.narrow()?,
             requests_per_session_max: self.narrow()?,
+            flags_per_session_max: self.narrow()?,
         })
     }
 
@@ -350,6 +378,9 @@ impl<'a> Reader<'a> {
             5 => Item::ResetEvent(self.event()?),
             6 => Item::WaitEvent(self.event()?),
             7 => Item::Notify { token: self.whole()? },
+            8 => Item::AwaitFlag(self.flag()?),
+            9 => Item::SetFlag(self.flag()?),
+            10 => Item::ClearFlag(self.flag()?),
             _ => return self.wrong("a kind of item"),
         })
     }
@@ -390,6 +421,7 @@ impl<'a> Reader<'a> {
             11 => Entry::NotifyDevice(self.time()?, self.whole()?, self.whole()?),
             12 => Entry::Hint(self.time()?, self.whole()?, self.hint()?),
             13 => Entry::SetPolicy(self.policy()?),
+            14 => Entry::ReleaseFlag(self.time()?, self.flag()?),
             _ => return self.wrong("a kind of entry"),
         })
     }

@@ -43,6 +43,13 @@ impl Flags {
         self.flags.keys().filter(|key| key.session == session).count()
     }
 
+    /// Flags that are set, in order of key.
+    pub fn set_now(&self) -> Vec<FlagKey> {
+        let mut set: Vec<_> = self.flags.iter().filter(|(_, f)| f.set).map(|(&key, _)| key).collect();
+        set.sort_unstable();
+        set
+    }
+
     /// All flags of all sessions.
     pub fn len(&self) -> usize {
         self.flags.len()

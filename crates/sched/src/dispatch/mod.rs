@@ -300,6 +300,7 @@ impl Dispatcher {
 
     /// Ends every wait for a flag, those that streams have not reached yet included, and forgets the flag.
     pub fn release_flag(&mut self, now: Nanos, flag: FlagKey) {
+        self.log(|| RecordEntry::ReleaseFlag(now, flag));
         let now = self.advance(now);
         let streams = self.flags.release(flag);
         self.work.extend(streams);

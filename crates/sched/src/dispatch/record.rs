@@ -7,11 +7,11 @@
 //! fixed size that is taken when the recording starts: the data path does not allocate. A full buffer ends the record, which
 //! stays valid up to there, and counts what came after.
 //!
-//! A recording starts on an idle dispatcher, which it makes anew: sessions, streams and events stay, what the policy and the
+//! A recording starts on an idle dispatcher, which it makes anew: sessions, streams, events and flags stay, what the policy and the
 //! windows have learnt does not, exactly as in the dispatcher that replays.
 
 use super::codec::{Malformed, Reader, Writer};
-use super::{Action, Dispatcher, EventKey, HintInput, Item, Limits, SessionParams, StreamKey, Token};
+use super::{Action, Dispatcher, EventKey, FlagKey, HintInput, Item, Limits, SessionParams, StreamKey, Token};
 use crate::{Nanos, PolicyConfig};
 
 /// First bytes of a record; the digit is the layout's version.
@@ -37,6 +37,8 @@ pub enum Entry {
     NotifyEvent(Nanos, EventKey, Token),
     /// [`Dispatcher::destroy_event`].
     DestroyEvent(EventKey),
+    /// [`Dispatcher::release_flag`].
+    ReleaseFlag(Nanos, FlagKey),
     /// [`Dispatcher::notify_device`].
     NotifyDevice(Nanos, u64, Token),
     /// [`Dispatcher::complete`].
@@ -154,6 +156,9 @@ impl Dispatcher {
                 fresh.events.set_time(event, time);
             }
         }
+        for flag in self.flags.set_now() {
+            let _ = fresh.push(self.now, StreamKey { session: flag.session, stream: 0 }, Item::SetFlag(flag));
+        }
         fresh.stats = self.stats.clone();
         *self = fresh;
         Ok(())
@@ -270,6 +275,7 @@ impl Record {
                 Entry::CloseStream(now, key) => d.close_stream(now, key),
                 Entry::NotifyEvent(now, event, token) => d.notify_event(now, event, token),
                 Entry::DestroyEvent(event) => d.destroy_event(event),
+                Entry::ReleaseFlag(now, flag) => d.release_flag(now, flag),
                 Entry::NotifyDevice(now, session, token) => d.notify_device(now, session, token),
                 Entry::Complete(now, token) => d.complete(now, token),
                 Entry::Hint(now, session, hint) => d.hint(now, session, &hint),
