@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use sched::dispatch::Window;
 use sched::policy::{First, PolicyName};
 use sched::{CoRun, EventKey, Limits, Phase, PolicyConfig, SessionParams, StreamKey};
-use virtual_time::{Act, Trace, US, Work, World};
+use virtual_time::{Act, Trace, US, Work, World, property};
 
 #[derive(Clone, Debug)]
 struct Program {
@@ -112,26 +112,17 @@ fn policies() -> [PolicyConfig; POLICIES] {
     all.try_into().expect("as many as POLICIES says")
 }
 
-/// Random schedules a property; `SCHED_CASES=10000` asks for more.
-const CASES: u32 = 192;
-
-fn fixed(seed: u64) -> ProptestConfig {
-    ProptestConfig {
-        cases: std::env::var("SCHED_CASES").map_or(CASES, |n| n.parse().expect("SCHED_CASES is a number")),
-        rng_seed: proptest::test_runner::RngSeed::Fixed(seed),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(fixed(1))]
+    #![proptest_config(property(1, 1.0))]
 
     #[test]
     fn semantics_hold_under_every_policy(program in program(false, 1.0..=1.0)) {
         for config in policies() {
             let world = run(&program, config);
-            prop_assert_eq!(world.dispatcher.stats().submitted_total(), world.ops.len() as u64);
+            let stats = world.dispatcher.stats();
+            prop_assert_eq!(stats.submitted_total(), world.ops.len() as u64);
+            let held = stats.holds.iter().any(|h| h.count > 0);
+            prop_assert!(config.name != PolicyName::Passthrough || !held, "passthrough holds nothing back");
         }
     }
 
@@ -163,22 +154,6 @@ proptest! {
             let decided = plain.trace.iter().filter(|t| !matches!(t, Trace::Completed(..))).count() as u64;
             prop_assert_eq!((replayed.decisions, record.missing()), (decided, 0));
         }
-    }
-
-    /// Policies that are changed in mid-air keep every promise.
-    #[test]
-    fn policies_may_change_at_any_time(
-        program in program(true, 1.0..=1.0),
-        first in 0..POLICIES,
-        changes in proptest::collection::vec((0..8_000u64, 0..POLICIES), 1..5),
-    ) {
-        let mut world = world(&program, policies()[first]);
-        let mut at = 0;
-        for (us, policy) in changes {
-            at += us * US;
-            world.change_policy(at, policies()[policy]);
-        }
-        world.run();
     }
 
     /// `fifo` never has two streams on the device, `core-split` never two on one part, and `static-ratio` never has both
@@ -214,12 +189,25 @@ proptest! {
             }
         }
     }
+}
 
-    /// `passthrough` holds nothing back.
+proptest! {
+    #![proptest_config(property(6, POLICIES as f64))]
+
+    /// Policies that are changed in mid-air keep every promise.
     #[test]
-    fn passthrough_holds_nothing_back(program in program(false, 1.0..=1.0)) {
-        let world = run(&program, PolicyConfig::named(PolicyName::Passthrough));
-        prop_assert!(world.dispatcher.stats().holds.iter().all(|h| h.count == 0));
+    fn policies_may_change_at_any_time(
+        program in program(true, 1.0..=1.0),
+        first in 0..POLICIES,
+        changes in proptest::collection::vec((0..8_000u64, 0..POLICIES), 1..5),
+    ) {
+        let mut world = world(&program, policies()[first]);
+        let mut at = 0;
+        for (us, policy) in changes {
+            at += us * US;
+            world.change_policy(at, policies()[policy]);
+        }
+        world.run();
     }
 }
 
@@ -228,7 +216,7 @@ proptest! {
 fn random_programs_reach_every_rule() {
     use proptest::strategy::ValueTree;
     use sched::dispatch::HoldReason;
-    let mut runner = proptest::test_runner::TestRunner::new(fixed(2));
+    let mut runner = proptest::test_runner::TestRunner::new(property(2, 1.0));
     let (mut holds, mut overloaded, mut coruns, mut steps, mut expired) = ([0; HoldReason::ALL.len()], 0, 0, 0, 0);
     for _ in 0..200 {
         let program = program(false, 1.0..=1.0).new_tree(&mut runner).expect("generates").current();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use sched::policy::{First, PolicyName};
 use sched::{CoRun, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey, Token};
 use std::collections::HashMap;
-use virtual_time::{Act, MS, Trace, US, Work, World};
+use virtual_time::{Act, MS, Trace, US, Work, World, property};
 
 fn world(config: PolicyConfig) -> World {
     World::new(config, Limits::default(), CoRun { omega: 0.0, ..CoRun::default() })
@@ -40,17 +40,8 @@ fn submissions<K: Eq + std::hash::Hash + Copy>(w: &World, of: impl Fn(Token, Str
     out
 }
 
-fn fixed(seed: u64) -> ProptestConfig {
-    ProptestConfig {
-        cases: 96,
-        rng_seed: proptest::test_runner::RngSeed::Fixed(seed),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(fixed(4))]
+    #![proptest_config(property(4, 0.25))]
 
     /// `quota`: at every moment each session has had its weight's part of the dispatches, within one round and an
     /// operator a session that is not divided.
