@@ -7,6 +7,7 @@ mod elementwise;
 mod fill;
 mod flash;
 mod foreach;
+mod functions;
 mod gradient;
 mod index;
 mod layer_norm;
