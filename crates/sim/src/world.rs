@@ -382,7 +382,9 @@ impl<'a> World<'a> {
     fn alone(&self, lane: usize, now: Nanos, ops: &[Op]) -> bool {
         let others =
             || self.lanes.iter().enumerate().filter(|(i, l)| *i != lane && l.device == self.lanes[lane].device);
-        if !self.setup.merge_alone || others().any(|(_, l)| l.state != State::Idle) {
+        // With part of the cores an operator's time follows from its own bound, not from the whole step's.
+        let split = self.setup.policy.core_split().is_some();
+        if !self.setup.merge_alone || split || others().any(|(_, l)| l.state != State::Idle) {
             return false;
         }
         // An idle lane wakes for an arrival, unless older requests of its engine queue already, or for a step of its engine,

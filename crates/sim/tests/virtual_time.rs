@@ -50,6 +50,10 @@ fn merging_changes_no_figure_by_more_than_one_percent() {
             let setup = setup(policy, omega);
             let merged = sim::run(&setup, &requests());
             let exact = sim::run(&Setup { merge_alone: false, ..setup }, &requests());
+            if policy == PolicyName::CoreSplit {
+                assert_eq!(merged, exact, "with part of the cores no step is merged");
+                continue;
+            }
             let fewer = merged.submitted as f64 / exact.submitted as f64;
             // Slower policies leave fewer steps alone.
             assert!(fewer < 0.8, "{}: {fewer} of the operators", policy.name());
