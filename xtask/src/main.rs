@@ -46,11 +46,8 @@ enum Task {
         #[arg(long, default_value_t = 0.5)]
         omega: f64,
     },
-    /// Formatting, lints, dependency policy, every test.
-    Test {
-        /// Only tests whose name contains this.
-        filter: Option<String>,
-    },
+    /// Formatting, lints, dependency policy, every test, PyTorch on virtual NPUs.
+    Test(test::Tests),
     /// Makes the PyTorch in a virtual environment load without CUDA: stand-ins for the NVIDIA libraries that are missing.
     TorchEnv {
         /// The virtual environment.
@@ -90,7 +87,7 @@ enum Bench {
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo { measure, keep, omega } => demo::run(&measure, keep, omega),
-        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Test(tests) => test::run(&tests),
         Task::TorchEnv { dir } => torch::complete(&dir),
         Task::Bench(Bench::Overhead { measure }) => bench::overhead::run(&measure),
         Task::Bench(Bench::Dispatch { measure, experiment, html }) => {

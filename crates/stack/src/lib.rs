@@ -8,6 +8,7 @@
 
 mod http;
 mod process;
+mod script;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 
 pub use http::{Completion, Http, StreamEvent};
 pub use process::{Program, end_all, program_path};
+pub use script::{Ended, run_script};
 
 /// Longest that a program may take to say `ready`.
 pub const START_TIME_MAX: Duration = Duration::from_secs(120);

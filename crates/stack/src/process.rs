@@ -20,7 +20,7 @@ const LINES_KEPT_MAX: usize = 60;
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Process ids of the programs that run now, for [`end_all`].
-static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+pub(crate) static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Kills every program that this process started and that still runs: for signal handlers' threads.
 pub fn end_all() {
@@ -32,6 +32,21 @@ pub fn end_all() {
 fn signal(pid: u32, signal: libc::c_int) {
     // SAFETY: kill has no memory effects; the id is of a child that we started and have not reaped.
     unsafe { libc::kill(pid as libc::pid_t, signal) };
+}
+
+/// The child gets SIGTERM when the thread that starts it ends.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: prctl and getppid are async-signal-safe and touch no memory of ours.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            if libc::getppid() as u32 != parent {
+                return Err(std::io::Error::other("parent is gone"));
+            }
+            Ok(())
+        });
+    }
 }
 
 /// Path of one of our programs: beside the running executable, or one directory up (test executables).
@@ -59,17 +74,7 @@ impl Program {
     /// If it ends first or takes longer than [`START_TIME_MAX`]; with its last output.
     pub fn start(name: &str, mut command: Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let parent = std::process::id();
-        // SAFETY: prctl and getppid are async-signal-safe and touch no memory of ours.
-        unsafe {
-            command.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                if libc::getppid() as u32 != parent {
-                    return Err(std::io::Error::other("parent is gone"));
-                }
-                Ok(())
-            });
-        }
+        die_with_parent(&mut command);
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
         RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push(child.id());
         let log = Arc::new(Mutex::new(VecDeque::new()));

@@ -52,13 +52,13 @@ fn system(opt: i32, out: Out<i64>) -> Result<(), Failure> {
     out.set("value", kept.ok_or_else(|| Failure::new(acl::ACL_ERROR_RT_SYSPARAMOPT_NOT_SET, text()))?)
 }
 
-/// The value that was set.
+/// The value that was set; 0, which every option begins with, before. Clients ask for it without ever having set one.
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtGetSysParamOpt(opt: i32, value: Out<i64>) -> i32 {
-    status("aclrtGetSysParamOpt", || system(opt, value))
+    status("aclrtGetSysParamOpt", || value.set("value", process().settings.system(opt).unwrap_or(0)))
 }
 
-/// The value that was set.
+/// The value that was set; an error before: a context has none of its own until then.
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtCtxGetSysParamOpt(opt: i32, value: Out<i64>) -> i32 {
     status("aclrtCtxGetSysParamOpt", || system(opt, value))

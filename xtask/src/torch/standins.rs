@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -17,10 +17,14 @@ use super::needs::{self, Symbol};
 
 /// How names of NVIDIA's libraries begin.
 const NVIDIA: [&str; 3] = ["libcu", "libnv", "libnccl"];
-/// What lies beside the stand-ins, for who finds them.
-const NOTE: &str = "The libraries in this directory are not NVIDIA's. They are stand-ins that FlexNPU's `./x torch-env` made from
+/// What says which libraries are stand-ins, beside them.
+const LIST: &str = "nvidia/STAND-INS.txt";
+/// How a library's line in the list begins.
+const LISTED: &str = "  ";
+/// The list's beginning, for who finds it.
+const NOTE: &str = "The libraries listed here are not NVIDIA's. They are stand-ins that FlexNPU's `./x torch-env` made from
 PyTorch's undefined symbols so that a CUDA build of PyTorch loads on a machine without CUDA: every function returns error 100
-(no device), the number of devices is 0. Remove the directory and install the nvidia-* packages to use CUDA.
+(no device), the number of devices is 0. Remove them and install the nvidia-* packages to use CUDA.
 ";
 
 /// One library to make.
@@ -30,12 +34,11 @@ struct StandIn {
     symbols: BTreeMap<String, Vec<Symbol>>,
 }
 
-/// Makes what the PyTorch in `site_packages` lacks; answers the names of the libraries, and where they are. Both empty where
-/// PyTorch needs nothing of NVIDIA's, as on aarch64.
+/// Makes what the PyTorch in `site_packages` lacks, if anything: on aarch64 it needs nothing of NVIDIA's.
 ///
 /// # Errors
 /// If there is no PyTorch, a library cannot be read, or the C compiler fails; with its words.
-pub fn make(site_packages: &Path) -> Result<(Vec<String>, PathBuf)> {
+pub fn make(site_packages: &Path) -> Result<()> {
     let lib = site_packages.join("torch/lib");
     let all = needs::closure(lib.join("libtorch_python.so"), &lib)?;
     let deps = needs::of(&lib.join("libtorch_global_deps.so"))?;
@@ -52,9 +55,9 @@ pub fn make(site_packages: &Path) -> Result<(Vec<String>, PathBuf)> {
     }
     let place =
         all.iter().flat_map(|n| &n.paths).find_map(|p| p.strip_prefix("$ORIGIN/").filter(|p| p.contains("nvidia/")));
-    let place = site_packages.join(place.unwrap_or_default().trim_start_matches("../"));
+    let place = place.unwrap_or_default().trim_start_matches("../");
     if missing.is_empty() {
-        return Ok((Vec::new(), place));
+        return Ok(());
     }
     for symbol in all.iter().flat_map(|n| &n.symbols) {
         if let Some((library, tag)) = owner(symbol, missing.keys()) {
@@ -64,12 +67,39 @@ pub fn make(site_packages: &Path) -> Result<(Vec<String>, PathBuf)> {
             }
         }
     }
-    std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
-    std::fs::write(place.join("STAND-INS.txt"), NOTE)?;
+    let dir = site_packages.join(place);
+    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    let mut list = NOTE.to_owned();
     for (name, library) in &missing {
-        compile(name, library, &place).with_context(|| format!("making {name}"))?;
+        let first = name.starts_with("libcudart");
+        let more = (first && keys_clash(site_packages)?).then_some(include_str!("hide_cuda_keys.cc"));
+        compile(name, library, more, &dir).with_context(|| format!("making {name}"))?;
+        let _ = writeln!(list, "{LISTED}{place}/{name}");
     }
-    Ok((missing.into_keys().collect(), place))
+    std::fs::write(site_packages.join(LIST), list).context(LIST)
+}
+
+/// The stand-ins that [`make`] made in `site_packages`, relative to it.
+///
+/// # Errors
+/// If the list cannot be read; there need not be one.
+pub fn made(site_packages: &Path) -> Result<Vec<String>> {
+    match std::fs::read_to_string(site_packages.join(LIST)) {
+        Ok(list) => Ok(list.lines().filter_map(|l| l.strip_prefix(LISTED)).map(str::to_owned).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).context(LIST),
+    }
+}
+
+/// Whether CUDA's part of PyTorch and torch_npu add their options to one set; see `hide_cuda_keys.cc`.
+fn keys_clash(site_packages: &Path) -> Result<bool> {
+    for library in ["torch/lib/libc10_cuda.so", "torch_npu/lib/libtorch_npu.so"] {
+        let path = site_packages.join(library);
+        if !path.is_file() || !needs::of(&path)?.symbols.iter().any(|s| s.name.contains("14getMutableKeys")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The missing library that a symbol belongs to, and its version tag there. A symbol without a tag belongs to the library whose
@@ -125,13 +155,18 @@ fn version_script(library: &StandIn) -> String {
     out
 }
 
-fn compile(name: &str, library: &StandIn, dir: &Path) -> Result<()> {
+fn compile(name: &str, library: &StandIn, more: Option<&str>, dir: &Path) -> Result<()> {
     let scratch = tempfile::tempdir().context("no temporary directory")?;
     let (text, script) = (scratch.path().join("stand-in.c"), scratch.path().join("versions"));
     std::fs::write(&text, source(library))?;
     let mut command = Command::new("cc");
     command.args(["-shared", "-fPIC", "-O1", "-fno-builtin", "-w", "-o"]).arg(dir.join(name)).arg(&text);
     command.arg(format!("-Wl,-soname={name}"));
+    if let Some(more) = more {
+        let path = scratch.path().join("more.cc");
+        std::fs::write(&path, more)?;
+        command.arg(path).args(["-lstdc++", "-ldl"]);
+    }
     let versions = version_script(library);
     if !versions.is_empty() {
         std::fs::write(&script, versions)?;
@@ -205,13 +240,14 @@ mod tests {
             std::fs::remove_file(lib.join(name)).unwrap();
         }
         let before = std::fs::read(&real).unwrap();
-        let (made, place) = make(dir.path()).unwrap();
-        assert_eq!(made, ["libcudart.so.12", "libnccl.so.2"]);
-        assert_eq!(place, dir.path().join("nvidia/a/lib"));
+        make(dir.path()).unwrap();
+        let both = ["nvidia/a/lib/libcudart.so.12", "nvidia/a/lib/libnccl.so.2"];
+        assert_eq!(made(dir.path()).unwrap(), both);
         assert_eq!(std::fs::read(&real).unwrap(), before);
         let check = "import ctypes, sys; n = ctypes.c_int(7); l = ctypes.CDLL(sys.argv[1]); print(l.use(ctypes.byref(n)), n.value)";
         let out = Command::new("python3").args(["-c", check]).arg(lib.join("libtorch_python.so")).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout), "200 0\n", "{}", String::from_utf8_lossy(&out.stderr));
-        assert_eq!(make(dir.path()).unwrap().0, [""; 0], "a second time there is nothing left to make");
+        make(dir.path()).unwrap();
+        assert_eq!(made(dir.path()).unwrap(), both, "a second time there is nothing left to make");
     }
 }

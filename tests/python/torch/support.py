@@ -1,0 +1,121 @@
+"""What the suites share: a runner with one line a test and a summary, tolerances, and seeds.
+
+A suite is an ordinary program that uses torch, torch_npu and nothing of this project. `python SUITE.py` runs all of it,
+`python SUITE.py NAME...` the tests whose name contains one of the names.
+"""
+
+import os
+import sys
+import time
+import traceback
+import unittest
+import warnings
+
+warnings.filterwarnings("ignore")
+
+import torch
+import torch_npu  # noqa: F401  (registers the device)
+
+# Relative and absolute tolerance against CPU torch, whose own sums are blocked and vectorised in another order. Element-wise
+# results differ by an ulp or two (functions such as exp and tanh); sums of some hundred terms by a few more. An ulp is 1.2e-7 of
+# the value in float32, 9.8e-4 in float16, 7.8e-3 in bfloat16; both sides round once from at least float32. Integers and
+# booleans are exact.
+TOLERANCE = {
+    torch.float64: (1e-7, 1e-7),
+    torch.float32: (2e-5, 2e-5),
+    torch.float16: (4e-3, 2e-3),
+    torch.bfloat16: (2e-2, 1.6e-2),
+}
+
+
+def close(got, want, what="", factor=1.0):
+    """Fails unless `got`, a device tensor, has the shape, dtype and values of `want`, a CPU tensor."""
+    rtol, atol = TOLERANCE.get(want.dtype, (0.0, 0.0))
+    torch.testing.assert_close(
+        got.detach().cpu(),
+        want.detach(),
+        rtol=rtol * factor,
+        atol=atol * factor,
+        equal_nan=True,
+        check_stride=False,
+        msg=lambda m: f"{what}: {m}",
+    )
+
+
+def seeded(seed):
+    """A CPU generator with this seed."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def failure(error):
+    """An error in one line."""
+    return " ".join(str(error).split())[:600]
+
+
+class Runner:
+    """Runs test functions, prints a line for each and the summary that the test leg adds up."""
+
+    def __init__(self):
+        self.passed, self.failed, self.start = 0, [], time.monotonic()
+
+    def run(self, name, test):
+        begin = time.monotonic()
+        try:
+            note = test()
+        except Exception:
+            self.failed.append(name)
+            print(f"test {name} ... FAILED\n{traceback.format_exc()}", flush=True)
+            return
+        self.passed += 1
+        note = f" ({note})" if isinstance(note, str) else ""
+        print(f"test {name} ... ok{note} in {time.monotonic() - begin:.2f} s", flush=True)
+
+    def end(self):
+        for name in self.failed:
+            print(f"failed: {name}; again alone: python {sys.argv[0]} {name}")
+        word = "FAILED" if self.failed else "ok"
+        seconds = time.monotonic() - self.start
+        print(f"test result: {word}. {self.passed} passed; {len(self.failed)} failed; finished in {seconds:.1f} s", flush=True)
+        sys.exit(1 if self.failed else 0)
+
+
+def main(*tables):
+    """Runs the tests of `tables`, each a dict from name to function, and of every `unittest.TestCase` in the program."""
+    runner, wanted = Runner(), sys.argv[1:]
+    chosen = lambda name: not wanted or any(w in name for w in wanted)
+    for table in tables:
+        for name, test in table.items():
+            if chosen(name):
+                runner.run(name, test)
+    module = sys.modules["__main__"]
+    for case in unittest.defaultTestLoader.loadTestsFromModule(module):
+        for test in case:
+            name = test.id().removeprefix("__main__.")
+            if chosen(name):
+                runner.run(name, lambda test=test: one(test))
+    runner.end()
+
+
+def one(test):
+    """Runs one unittest method; what it returns is its note."""
+    test.setUp()
+    try:
+        return getattr(test, test._testMethodName)()
+    finally:
+        test.tearDown()
+        test.doCleanups()
+
+
+def child(source, *arguments, seconds=120, **variables):
+    """Starts `source` as a Python program of its own, on the same devices; `seconds` bounds it. Ends with (status, output)."""
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", source, *map(str, arguments)],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+    )
+    return done.returncode, done.stdout

@@ -1,0 +1,58 @@
+//! Virtual environments with PyTorch and torch_npu as published on PyPI, under `target/python`.
+//!
+//! Made on first use, kept with the build output, made anew when what they are to hold changes. torch_npu's metadata asks for a
+//! PyTorch that PyPI does not have (`2.9.1+cpu`), so the two wheels are installed without their dependencies, and the packages
+//! they import are listed in `tests/python/torch/requirements.txt`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{site_packages, standins};
+use crate::build;
+
+/// What the environments hold beside the two wheels.
+const REQUIREMENTS: &str = "tests/python/torch/requirements.txt";
+/// Counts up when this program changes what it adds to an environment.
+const LAYOUT: u32 = 1;
+
+/// A ready environment.
+pub struct Environment {
+    /// Version of both PyTorch and torch_npu.
+    pub version: &'static str,
+    /// Its interpreter.
+    pub python: PathBuf,
+}
+
+/// The environment for `version` of PyTorch and torch_npu, made if need be, with pip's progress on the terminal.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn ready(version: &'static str) -> Result<Environment> {
+    let dir = build::root().join("target/python").join(format!("torch-{version}"));
+    let (python, stamp) = (dir.join("bin/python"), dir.join("installed.txt"));
+    let requirements = build::root().join(REQUIREMENTS);
+    let packages = std::fs::read_to_string(&requirements).with_context(|| REQUIREMENTS.to_owned())?;
+    let wanted = format!("layout {LAYOUT}\ntorch=={version}\ntorch_npu=={version}\n{packages}");
+    if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        println!("torch {version} and torch_npu {version} from PyPI into {}", dir.display());
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir))?;
+        pip(&python, &["--no-deps", &format!("torch=={version}"), &format!("torch_npu=={version}")])?;
+        pip(&python, &["-r", &requirements.display().to_string()])?;
+        let site_packages = site_packages(&python)?;
+        standins::make(&site_packages)?;
+        std::fs::write(stamp, wanted)?;
+    }
+    super::say_what_stands_in(&python)?;
+    Ok(Environment { version, python })
+}
+
+fn pip(python: &Path, arguments: &[&str]) -> Result<()> {
+    run(Command::new(python).args(["-m", "pip", "install", "--disable-pip-version-check"]).args(arguments))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    ensure!(command.status().with_context(|| format!("{command:?}"))?.success(), "{command:?} failed");
+    Ok(())
+}

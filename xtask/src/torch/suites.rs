@@ -1,0 +1,117 @@
+//! Runs the Python suites under `tests/python/torch` with the published wheels against running daemons.
+//!
+//! One process a suite, so that a crash or a hang of one costs its own results only; each is bounded in time. The suites know
+//! nothing of this project: `vnpu run` puts them on virtual NPUs, and what they compute is compared with PyTorch's CPU.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use stack::{Daemon, Ended};
+
+use super::environment::{self, Environment};
+use crate::build::{self, Scratch};
+use crate::test::{Tally, summary};
+
+/// Longest that one suite may take.
+const SUITE_TIME_MAX: Duration = Duration::from_secs(15 * 60);
+/// Longest that a daemon may take to forget an ended client.
+const FORGET_TIME_MAX: Duration = Duration::from_secs(10);
+/// The devices that suites see.
+const DEVICE: &str = "Ascend910B3:functional:hbm=2";
+
+/// One run of a script.
+struct Suite {
+    /// Name of the script, without `.py`.
+    script: &'static str,
+    /// Variables it runs with.
+    variables: &'static [(&'static str, &'static str)],
+}
+
+const fn suite(script: &'static str, variables: &'static [(&'static str, &'static str)]) -> Suite {
+    Suite { script, variables }
+}
+
+/// What runs, in order.
+const SUITES: [Suite; 11] = [
+    suite("operators", &[]),
+    suite("op_db", &[]),
+    suite("streams", &[("TASK_QUEUE_ENABLE", "0")]),
+    suite("streams", &[("TASK_QUEUE_ENABLE", "1")]),
+    suite("streams", &[("TASK_QUEUE_ENABLE", "2")]),
+    suite("memory", &[]),
+    suite("memory", &[("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")]),
+    suite("printing_and_random", &[]),
+    suite("graphs", &[]),
+    suite("processes", &[]),
+    suite("misuse", &[]),
+];
+
+/// Runs the suites whose name contains `filter` on PyTorch `version`.
+///
+/// # Errors
+/// If the environment or the daemons cannot be made; failing suites are in the tally.
+pub fn run(version: &'static str, filter: &str) -> Result<Tally> {
+    println!("── torch {version}");
+    let environment = environment::ready(version)?;
+    let scratch = Scratch::new()?;
+    let daemons = [
+        Daemon::start_named(scratch.path(), "npu0", DEVICE, "fifo")?,
+        Daemon::start_named(scratch.path(), "npu1", DEVICE, "fifo")?,
+    ];
+    let mut tally = Tally::default();
+    for suite in SUITES.iter().filter(|s| s.script.contains(filter)) {
+        tally += one(suite, &environment, &daemons)?;
+        tally += nothing_left(&daemons)?;
+    }
+    Ok(tally)
+}
+
+fn one(suite: &Suite, environment: &Environment, daemons: &[Daemon]) -> Result<Tally> {
+    let start = Instant::now();
+    let script = build::root().join("tests/python/torch").join(suite.script).with_extension("py");
+    let variables: String = suite.variables.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+    println!("\n{} on torch {}{variables}", suite.script, environment.version);
+    let mut command = Command::new(stack::program_path("vnpu")?);
+    command.arg("run");
+    for daemon in daemons {
+        command.arg("--socket").arg(&daemon.socket);
+    }
+    command.arg("--").arg(&environment.python).args(["-B", "-u"]).arg(script);
+    command.envs(suite.variables.iter().copied());
+    let mut tally = None;
+    let ended = stack::run_script(command, SUITE_TIME_MAX, |line| {
+        tally = summary(line).or(tally);
+        println!("{line}");
+    })?;
+    match (&ended, tally) {
+        (_, Some(tally)) if ended.success() || tally.failed > 0 => return Ok(tally),
+        (Ended::Late, _) => println!("{}: FAILED, still running after {SUITE_TIME_MAX:?}", suite.script),
+        (Ended::Exit(status), _) => {
+            println!("{}: FAILED, ended with {status} after {:?}", suite.script, start.elapsed());
+        }
+    }
+    let passed = tally.map_or(0, |t| t.passed);
+    Ok(Tally { passed, failed: 1 })
+}
+
+/// A suite has ended: the daemons hold nothing of it.
+fn nothing_left(daemons: &[Daemon]) -> Result<Tally> {
+    let deadline = Instant::now() + FORGET_TIME_MAX;
+    for daemon in daemons {
+        loop {
+            let status = daemon.status()?;
+            let used = status["memory"]["used_bytes"].as_u64().context("no memory.used_bytes")?;
+            let sessions = status["sessions"].as_array().map_or(0, Vec::len);
+            if used == 0 && sessions == 0 {
+                break;
+            }
+            if Instant::now() >= deadline {
+                println!("daemon: FAILED, {sessions} sessions with {used} bytes are left of an ended client");
+                return Ok(Tally { passed: 0, failed: 1 });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(Tally { passed: 1, failed: 0 })
+}
