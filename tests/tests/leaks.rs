@@ -3,31 +3,8 @@
 use std::process::Command;
 
 use serde_json::Value;
-use stack::Daemon;
+use stack::{Daemon, Held};
 use system_tests::{FUNCTIONAL, wait_for};
-
-/// What a process holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    descriptors: usize,
-    threads: u64,
-    mappings: usize,
-    resident_kib: u64,
-}
-
-fn held(pid: u32) -> Held {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let field = |name: &str| -> u64 {
-        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    };
-    Held {
-        descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
-        threads: field("Threads:"),
-        mappings: std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count(),
-        resident_kib: field("VmRSS:"),
-    }
-}
 
 /// Starts and kills `count` clients, and waits until the daemon has none.
 fn kill_clients(daemon: &Daemon, count: u32, seed: u32) -> Value {
@@ -53,11 +30,13 @@ fn kill_clients(daemon: &Daemon, count: u32, seed: u32) -> Value {
 fn a_thousand_killed_clients_leave_the_daemon_as_it_was() {
     let dir = stack::scratch().unwrap();
     let idle = |daemon: &Daemon, descriptors| {
-        wait_for("the daemon closes what it opened", || held(daemon.program.pid()).descriptors == descriptors);
-        held(daemon.program.pid())
+        wait_for("the daemon closes what it opened", || {
+            Held::by(daemon.program.pid()).unwrap().descriptors == descriptors
+        });
+        Held::by(daemon.program.pid()).unwrap()
     };
     let daemon = Daemon::start(dir.path(), FUNCTIONAL, "phase").unwrap();
-    let fresh = held(daemon.program.pid());
+    let fresh = Held::by(daemon.program.pid()).unwrap();
     // Buffers grow to what the load needs; from then on they stay.
     let warm = kill_clients(&daemon, 200, 1);
     let before = idle(&daemon, fresh.descriptors);

@@ -77,6 +77,11 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
     },
+    /// Unmodified torch_npu, greedy decoding: ms a token through the daemon against direct, round trips a token.
+    Torch {
+        #[command(flatten)]
+        measure: Measure,
+    },
     /// The paced device against the cost model: decode step and prefill of Qwen2.5-7B, alone and co-running.
     Timing {
         #[command(flatten)]
@@ -93,6 +98,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Bench(Bench::Dispatch { measure, experiment, html }) => {
             bench::dispatch::run(&measure, experiment, html.as_deref())
         }
+        Task::Bench(Bench::Torch { measure }) => bench::torch::run(&measure),
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Deliberately not here: any protocol of ours. This crate sees processes, ports and HTTP, as a user would.
 
+mod held;
 mod http;
 mod process;
 mod script;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub use held::Held;
 pub use http::{Completion, Http, StreamEvent};
 pub use process::{Program, end_all, program_path};
 pub use script::{Ended, run_script};

@@ -3,3 +3,4 @@
 pub mod dispatch;
 pub mod overhead;
 pub mod timing;
+pub mod torch;

@@ -1,9 +1,10 @@
 //! PyTorch and torch_npu as published, on a virtual NPU: the environment they run in, and the test suites that run there.
 
-mod environment;
+pub mod environment;
 mod needs;
 mod standins;
 mod suites;
+mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -33,7 +33,7 @@ const fn suite(script: &'static str, variables: &'static [(&'static str, &'stati
 }
 
 /// What runs, in order.
-const SUITES: [Suite; 11] = [
+const SUITES: [Suite; 13] = [
     suite("operators", &[]),
     suite("op_db", &[]),
     suite("streams", &[("TASK_QUEUE_ENABLE", "0")]),
@@ -45,6 +45,8 @@ const SUITES: [Suite; 11] = [
     suite("graphs", &[]),
     suite("processes", &[]),
     suite("misuse", &[]),
+    suite("models", &[]),
+    suite("training", &[]),
 ];
 
 /// Runs the suites whose name contains `filter` on PyTorch `version`.
@@ -63,6 +65,9 @@ pub fn run(version: &'static str, filter: &str) -> Result<Tally> {
     for suite in SUITES.iter().filter(|s| s.script.contains(filter)) {
         tally += one(suite, &environment, &daemons)?;
         tally += nothing_left(&daemons)?;
+    }
+    if "many_tokens".contains(filter) {
+        tally += super::tokens::run(&environment)?;
     }
     Ok(tally)
 }

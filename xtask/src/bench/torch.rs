@@ -1,0 +1,134 @@
+//! `cargo xtask bench torch`: what virtualization costs unmodified torch_npu.
+//!
+//! Two Python processes with the same tiny model stay up, one with the device in its own process, one through a daemon, and
+//! decode by turns. The daemon counts the calls that waited for its answer.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use stack::{Daemon, Via, program_path};
+
+use crate::Measure;
+use crate::build::{self, Scratch};
+use crate::figures::{Figures, median, paired_ratio};
+use crate::torch;
+use crate::torch::environment::{self, Environment};
+
+/// Layers of the model: those of a 7B, so that a token has its number of operators.
+const LAYERS: u32 = 28;
+const SPEC: &str = "Ascend910B3:functional";
+const PAIRS: usize = 11;
+const PAIRS_QUICK: usize = 3;
+const TOKENS: u32 = 64;
+const TOKENS_QUICK: u32 = 24;
+
+/// A process that decodes when asked to.
+struct Decoder {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Decoder {
+    fn start(env: &Environment, via: &Via<'_>) -> Result<Self> {
+        let mut command = Command::new(program_path("vnpu")?);
+        command.arg("run");
+        match via {
+            Via::Daemon(daemon) => command.arg("--socket").arg(&daemon.socket),
+            Via::Direct(spec) => command.args(["--direct", spec]),
+        };
+        command.arg("--").arg(&env.python).arg(build::root().join("tests/python/torch/decode_speed.py"));
+        command.arg(LAYERS.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("starting Python")?;
+        let stdin = child.stdin.take().context("stdin was piped")?;
+        let stdout = BufReader::new(child.stdout.take().context("stdout was piped")?);
+        let mut decoder = Self { child, stdin, stdout };
+        let line = decoder.line()?;
+        ensure!(line == "ready", "the decoder said `{line}` instead of `ready`");
+        Ok(decoder)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(self.stdout.read_line(&mut line)? > 0, "the decoder ended; its last words are above");
+        Ok(line.trim().to_owned())
+    }
+
+    /// Milliseconds a token.
+    fn run(&mut self, tokens: u32) -> Result<f64> {
+        writeln!(self.stdin, "{tokens}")?;
+        let line = self.line()?;
+        line.parse().with_context(|| format!("`{line}` is no time"))
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Calls of the only session that waited for an answer, and operators that it completed.
+fn counters(daemon: &Daemon) -> Result<(f64, f64)> {
+    let status = daemon.status()?;
+    let count = |pointer: &str| {
+        status.pointer(pointer).and_then(serde_json::Value::as_f64).with_context(|| format!("no {pointer} in {status}"))
+    };
+    let phases = status["phases"].as_array().context("no phases in the daemon's status")?;
+    let completed = phases.iter().filter_map(|p| p["completed"].as_f64()).sum();
+    Ok((count("/sessions/0/round_trips")?, completed))
+}
+
+/// Runs the benchmark.
+pub fn run(measure: &Measure) -> Result<()> {
+    build::programs()?;
+    let env = environment::ready(torch::FIRST)?;
+    let scratch = Scratch::new()?;
+    let (pairs, tokens) = if measure.quick { (PAIRS_QUICK, TOKENS_QUICK) } else { (PAIRS, TOKENS) };
+    compare(scratch.path(), &env, pairs, tokens)?.write(measure.json.as_deref())
+}
+
+fn compare(dir: &Path, env: &Environment, pairs: usize, tokens: u32) -> Result<Figures> {
+    let daemon = Daemon::start_named(dir, "torch", SPEC, "fifo")?;
+    println!("starting two decoders: Qwen2 of {LAYERS} layers, tiny, bf16, {SPEC}");
+    let mut direct = Decoder::start(env, &Via::Direct(SPEC))?;
+    let mut through = Decoder::start(env, &Via::Daemon(&daemon))?;
+    for decoder in [&mut direct, &mut through] {
+        decoder.run(tokens / 2)?;
+    }
+    let (trips, operators) = counters(&daemon)?;
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for pair in 0..pairs {
+        // Who goes first alternates, so that a drift of the machine favours neither.
+        let order = if pair % 2 == 0 { [true, false] } else { [false, true] };
+        for is_direct in order {
+            let value = if is_direct { direct.run(tokens)? } else { through.run(tokens)? };
+            if is_direct { a.push(value) } else { b.push(value) }
+        }
+        eprint!("\rpair {} of {pairs}", pair + 1);
+    }
+    eprintln!();
+    let (trips_after, operators_after) = counters(&daemon)?;
+    let generated = (pairs as u32 * tokens) as f64;
+    let (ratio, low, high) = paired_ratio(&a, &b);
+    let (trips, operators) = ((trips_after - trips) / generated, (operators_after - operators) / generated);
+    println!(
+        "unmodified torch_npu, {pairs} interleaved pairs of {tokens} tokens, emulated device\n  direct {:.2} ms/token, daemon {:.2} \
+         ms/token, ratio {ratio:.4} [{low:.4}, {high:.4}]\n  {operators:.0} operators and copies a token, {trips:.2} \
+         synchronous round trips a token",
+        median(&a),
+        median(&b)
+    );
+    let mut figures = Figures::default();
+    figures.set("torch_direct_ms_per_token", median(&a));
+    figures.set("torch_daemon_ms_per_token", median(&b));
+    figures.set("torch_ratio", ratio);
+    figures.set("torch_ratio_low", low);
+    figures.set("torch_ratio_high", high);
+    figures.set("torch_round_trips_per_token", trips);
+    figures.set("torch_operators_per_token", operators);
+    Ok(figures)
+}
