@@ -124,11 +124,12 @@ class Graphs(unittest.TestCase):
         graph = torch.npu.NPUGraph()
         with torch.npu.graph(graph):
             y = torch.ones(50 << 20, dtype=torch.uint8, device="npu")
-        self.assertGreater(torch.npu.memory_reserved(), before)
+        self.assertGreaterEqual(torch.npu.memory_reserved(), before + (50 << 20))
         del y
         graph.reset()
         torch.npu.empty_cache()
-        self.assertLessEqual(torch.npu.memory_reserved(), before)
+        # The first capture of a process allocates the state of the random generator, 2 MiB that stay.
+        self.assertLessEqual(torch.npu.memory_reserved(), before + (2 << 20))
 
     def test_reading_a_value_during_capture_is_refused(self):
         # In a process of its own: torch_npu does not end a capture that failed.
