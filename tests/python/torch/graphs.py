@@ -117,6 +117,55 @@ class Graphs(unittest.TestCase):
             graph.replay()
             support.close(y, layer(value), factor=4)
 
+    def test_a_decode_step_of_qwen2(self):
+        import transformers as tr
+
+        torch.manual_seed(4)
+        config = tr.Qwen2Config(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+        )
+        config._attn_implementation = "sdpa"
+        model = tr.Qwen2ForCausalLM(config).eval()
+        prompt = torch.tensor([[1, 5, 7, 9]])
+        want = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        model = model.npu()
+        token = torch.zeros(1, 1, dtype=torch.long, device="npu")
+        position = torch.zeros(1, dtype=torch.long, device="npu")
+
+        @torch.no_grad()
+        def step(cache):
+            logits = model(token, past_key_values=cache, cache_position=position, position_ids=position[None]).logits
+            return logits[:, -1:].argmax(-1)
+
+        @torch.no_grad()
+        def prefill(cache):
+            places = torch.arange(4, device="npu")
+            return model(prompt.npu(), past_key_values=cache, cache_position=places).logits[:, -1:].argmax(-1)
+
+        cache = tr.StaticCache(config=config, max_cache_len=32)
+        token.copy_(prefill(cache))
+        position.fill_(4)
+        graph, following = captured(lambda: step(cache))
+        cache.reset()
+        next_token = prefill(cache)
+        got = [next_token.item()]
+        for index in range(8):
+            token.copy_(next_token)
+            position.fill_(4 + index)
+            graph.replay()
+            next_token = following.clone()
+            got.append(next_token.item())
+        self.assertEqual(got, want[0, 4:].tolist())
+
     def test_reset_frees_the_memory(self):
         torch.npu.synchronize()
         torch.npu.empty_cache()
