@@ -55,7 +55,7 @@ fn nonzero(args: &Args<'_>, machine: &mut Machine, transposed: bool) -> Outcome 
     let (x, out) = (args.tensor(0)?, args.output(1)?);
     ensure!(class(out.dtype) == Class::Int, "out: type {}, want int64", lane::name(out.dtype));
     let (counted, listed) = if transposed { (1, 0) } else { (0, 1) };
-    let fits = out.ndim() == 2 && out.dim(listed) == x.ndim() && (out.is_contiguous() || out.elements() == 0);
+    let fits = out.ndim() == 2 && out.dim(listed) == x.ndim() && out.is_contiguous();
     ensure!(fits, "out: shape {:?} does not hold positions of {:?}", out.dims(), x.dims());
     let room = out.dim(counted);
     let mut positions: Vec<i64> = Vec::new();

@@ -128,6 +128,9 @@ impl View {
 
     /// True for row-major without gaps.
     pub fn is_contiguous(&self) -> bool {
+        if self.elements() == 0 {
+            return true;
+        }
         let mut want = 1;
         for (&d, &s) in self.dims().iter().zip(self.strides()).rev() {
             if d != 1 {

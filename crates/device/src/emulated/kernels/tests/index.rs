@@ -303,6 +303,15 @@ fn masks_select_and_report_how_much_they_found() {
     let (one, out) = (lab.tensor(F32, &[], &[2.0]), lab.room(I64, &[1, 0]));
     lab.ok(ops::aclnnNonzero, &[A::T(one), A::T(out)]);
     assert_eq!(lab.machine.extent, Some(1));
+    // Nothing is found in nothing, whatever strides an output without elements has: PyTorch gives it those of ones.
+    let strides = [1, 1, 0, 0, 0, 0, 0, 0];
+    let empty = lab.tensor(F32, &[0, 3], &[]);
+    let out = TensorDesc { strides, ..lab.room(I64, &[2, 0]) };
+    lab.ok(ops::aclnnNonzeroV2, &[A::T(empty), A::T(out)]);
+    assert_eq!(lab.machine.extent, Some(0));
+    let (no, out) = (lab.tensor(F32, &[], &[0.0]), TensorDesc { strides, ..lab.room(I64, &[0, 0]) });
+    lab.ok(ops::aclnnNonzero, &[A::T(no), A::T(out)]);
+    assert_eq!(lab.machine.extent, Some(0));
 }
 
 #[test]
