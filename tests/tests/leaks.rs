@@ -51,7 +51,8 @@ fn a_thousand_killed_clients_leave_the_daemon_as_it_was() {
     assert!(done(&status) - done(&warm) > 1000, "they computed: {status}");
     assert_eq!(status["memory"]["used_bytes"], 0, "{status}");
     assert_eq!(status["violations_total"], 0, "a death is not a violation: {status}");
-    assert_eq!(after.threads, before.threads);
+    // The admin API's thread pool grows and shrinks by itself; a session has no thread of its own.
+    assert!(after.threads <= before.threads + 2, "{before:?} {after:?}");
     // An allocator keeps a few mappings of its own; a session has at least one, so a leak would show as hundreds.
     assert!(after.mappings < before.mappings + 50, "{before:?} {after:?}");
     // A session's shared memory or tables left behind would be tens of KiB each.

@@ -45,8 +45,8 @@ impl Decoder {
         let stdin = child.stdin.take().context("stdin was piped")?;
         let stdout = BufReader::new(child.stdout.take().context("stdout was piped")?);
         let mut decoder = Self { child, stdin, stdout };
-        let line = decoder.line()?;
-        ensure!(line == "ready", "the decoder said `{line}` instead of `ready`");
+        // torch_npu greets on the same stream.
+        while decoder.line()? != "ready" {}
         Ok(decoder)
     }
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use stack::{Daemon, Held};
 
 use super::environment::Environment;
@@ -41,19 +41,28 @@ pub fn run(environment: &Environment) -> Result<Tally> {
     let mut stdin = child.stdin.take().context("stdin was piped")?;
     let mut lines = BufReader::new(child.stdout.take().context("stdout was piped")?).lines();
     let mut at = |word: &str| -> Result<(Held, [u64; 4])> {
-        let line = lines.next().context("the script ended; its last words are above")??;
-        ensure!(line == word, "the script said `{line}` instead of `{word}`");
+        // torch_npu greets on the same stream.
+        loop {
+            let line = lines.next().context("the script ended; its last words are above")??;
+            if line == word {
+                break;
+            }
+            println!("{line}");
+        }
         let seen = (Held::by(daemon.program.pid())?, objects(&daemon)?);
         writeln!(stdin)?;
         Ok(seen)
     };
     let (before, had) = at("warm")?;
     let (after, has) = at("done")?;
+    drop(stdin);
     let ended = child.wait()?;
     println!("before: {before:?}\nafter:  {after:?}\nmemory, allocations, streams, events: {had:?}, then {has:?}");
-    let same = Held { resident_kib: 0, ..before } == Held { resident_kib: 0, ..after } && had == has;
+    let same = before.descriptors == after.descriptors && had == has;
+    // The admin API's thread pool and an allocator grow and shrink a little by themselves.
+    let few = after.threads <= before.threads + 2 && after.mappings <= before.mappings + 50;
     let grown = after.resident_kib.saturating_sub(before.resident_kib);
-    let passed = same && grown <= RESIDENT_GROWTH_KIB_MAX && ended.success();
+    let passed = same && few && grown <= RESIDENT_GROWTH_KIB_MAX && ended.success();
     println!("test ten_thousand_tokens_leave_the_daemon_as_it_was ... {}", if passed { "ok" } else { "FAILED" });
     Ok(Tally { passed: u64::from(passed), failed: u64::from(!passed) })
 }
