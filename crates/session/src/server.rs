@@ -122,6 +122,8 @@ impl Replier {
             | Record::OpAnswered { reply, .. }
             | Record::HostWait { reply }
             | Record::EventTime { reply, .. }
+            | Record::EventExport { reply, .. }
+            | Record::EventImport { reply, .. }
             | Record::GraphEnd { reply, .. } => Some(reply),
             Record::CopyIn { ref source, reply, .. } => {
                 match *source {
@@ -159,6 +161,8 @@ impl Replier {
             | Record::GraphLaunch { .. }
             | Record::GraphUpdate { .. }
             | Record::GraphDestroy { .. }
+            | Record::ValueWrite { .. }
+            | Record::ValueWait { .. }
             | Record::Op { .. }
             | Record::Hint(_) => None,
         };

@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 use sched::calls::Batch;
 use sched::{CoRun, Demand, Nanos, Phase, corun};
 
-use crate::step::{Weigher, whole};
+use crate::step::Weigher;
 use crate::{Outcome, Request};
 
 /// What "within the TPOT target" asks of the oracle.
@@ -66,7 +66,7 @@ pub struct Ideal {
 pub fn ideal(requests: &[Request], slots: usize, corun: &CoRun, weigher: &mut Weigher) -> Ideal {
     let (mut prefill, mut decode) = (Demand::default(), Demand::default());
     for request in requests {
-        let op = whole(&weigher.step(&Batch::prefill(u64::from(request.prompt)), 1));
+        let op = weigher.step(&Batch::prefill(u64::from(request.prompt)), 1).whole();
         add(&mut prefill, &op.demand);
     }
     let mut waiting = requests.iter().filter(|r| r.output > 1);
@@ -104,7 +104,7 @@ fn decode_demand(contexts: impl Iterator<Item = u32>, weigher: &mut Weigher) -> 
     let contexts: Vec<u64> = contexts.map(u64::from).collect();
     let batch = Batch { queries: vec![1; contexts.len()], contexts, paged: true };
     let rows = batch.queries.len() as u64;
-    whole(&weigher.step(&batch, rows)).demand
+    weigher.step(&batch, rows).whole().demand
 }
 
 /// Rates of prefill and decode side by side.
@@ -163,7 +163,7 @@ pub fn oracle(oracle: &Oracle, requests: &[Request], weigher: &mut Weigher) -> V
     let mut resumes_s = 0.0;
     loop {
         while let Some(request) = requests.get(arrived).filter(|r| s(r.arrival) <= now_s + TINY_S) {
-            let op = whole(&weigher.step(&Batch::prefill(u64::from(request.prompt)), 1));
+            let op = weigher.step(&Batch::prefill(u64::from(request.prompt)), 1).whole();
             prompts[arrived] = Some(Prompt { left_s: op.demand.solo_s, demand: op.demand });
             queue.insert((op.solo, arrived));
             arrived += 1;

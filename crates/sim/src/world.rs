@@ -7,12 +7,12 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use device::emulated::model::Model as DeviceModel;
-use sched::dispatch::{HintInput, HintKind, Stats, Window};
+use sched::dispatch::{HintInput, HintKind, RecordLimits, Recording, Stats, Window};
 use sched::model::Model;
 use sched::{Action, CoRun, Dispatcher, Item, Limits, Nanos, Phase, PolicyConfig, Profile, SessionParams, StreamKey};
 
 use crate::engine::{Engine, EngineConfig, Mode, Plan};
-use crate::step::{Op, Weigher, whole};
+use crate::step::{Op, Step, Weigher};
 use crate::{Outcome, Request};
 
 /// What an engine's host costs.
@@ -68,6 +68,8 @@ pub struct Setup {
     pub merge_alone: bool,
     /// A gateway sends hints.
     pub hints: bool,
+    /// Record every device's decisions, within these limits.
+    pub record: Option<RecordLimits>,
 }
 
 impl Setup {
@@ -83,6 +85,7 @@ impl Setup {
             host: Host::REFERENCE,
             merge_alone: true,
             hints: true,
+            record: None,
         }
     }
 }
@@ -98,9 +101,11 @@ pub struct Run {
     pub submitted: u64,
     /// Steps that engines ran.
     pub steps: u64,
+    /// Each device's decisions, where [`Setup::record`] asked for them.
+    pub recordings: Vec<Recording>,
 }
 
-/// Progress hints come this often, tokens.
+/// Progress hints come with the second token, and then this often, tokens.
 const PROGRESS_EVERY: u32 = 16;
 /// Low bits of a token: the operator within its step; all ones: the waiter behind the step.
 const INDEX_BITS: u32 = 16;
@@ -143,7 +148,7 @@ struct Lane {
     state: State,
     plan: Plan,
     phase: Phase,
-    ops: Vec<Op>,
+    step: Option<Step>,
     /// When its first operator was launched.
     began: Nanos,
 }
@@ -181,7 +186,8 @@ pub fn run(setup: &Setup, requests: &[Request]) -> Run {
     world.run();
     let stats = world.devices.iter().map(|d| d.dispatcher.stats().clone()).collect();
     let outcomes = world.engines.iter().flat_map(|e| e.outcomes().copied()).collect();
-    Run { outcomes, stats, submitted: world.submitted, steps: world.steps }
+    let recordings = world.devices.iter_mut().filter_map(|d| d.dispatcher.take_record()).collect();
+    Run { outcomes, stats, submitted: world.submitted, steps: world.steps, recordings }
 }
 
 impl<'a> World<'a> {
@@ -208,9 +214,13 @@ impl<'a> World<'a> {
                 let _ = dispatcher.open_session(session, placement.session);
                 let key = StreamKey { session, stream };
                 dispatcher.open_stream(key, 0).expect("within the limits");
-                let (plan, ops) = (Plan::default(), Vec::new());
-                let (state, phase) = (State::Idle, Phase::Unknown);
-                lanes.push(Lane { engine, device, key, role, state, plan, phase, ops, began: 0 });
+                let (state, phase, plan) = (State::Idle, Phase::Unknown, Plan::default());
+                lanes.push(Lane { engine, device, key, role, state, plan, phase, step: None, began: 0 });
+            }
+        }
+        for device in &mut devices {
+            if let Some(limits) = setup.record {
+                device.dispatcher.start_record(limits);
             }
         }
         let mut world = Self {
@@ -286,7 +296,8 @@ impl<'a> World<'a> {
                 Action::Submit { token, .. } => {
                     let number = (token >> INDEX_BITS) as usize;
                     let lane = &self.lanes[number];
-                    let Op { solo, demand, transfer, .. } = lane.ops[(token & WAITER) as usize];
+                    let Some(step) = &lane.step else { continue };
+                    let &Op { solo, demand, transfer, .. } = step.op((token & WAITER) as usize);
                     let weighed = (demand, solo, transfer);
                     device.model.submit_weighed(self.now, number as u32, token as u32, lane.phase, weighed);
                     self.submitted += 1;
@@ -362,11 +373,11 @@ impl<'a> World<'a> {
             return;
         }
         self.steps += 1;
-        let mut ops = self.weigher.step(&plan.batch(), plan.rows());
-        if self.alone(lane, now, &ops) {
+        let mut step = self.weigher.step(&plan.batch(), plan.rows());
+        if self.alone(lane, now, &step) {
             let ends =
-                ops.iter().zip(0..).fold(now, |end, (op, i)| end.max(now + i * self.setup.host.launch) + op.solo);
-            ops = vec![Op { solo: ends - now, ..whole(&ops) }];
+                step.ops().zip(0..).fold(now, |end, (op, i)| end.max(now + i * self.setup.host.launch) + op.solo);
+            step = step.merged(ends - now);
         }
         let state = &mut self.lanes[lane];
         state.phase = match state.role {
@@ -374,12 +385,12 @@ impl<'a> World<'a> {
             Role::Decode => Phase::Decode,
             Role::All => plan.phase(),
         };
-        (state.plan, state.ops, state.began, state.state) = (plan, ops, now, State::Running);
+        (state.plan, state.step, state.began, state.state) = (plan, Some(step), now, State::Running);
         self.launch(lane, 0, now);
     }
 
     /// True if nothing can want the lane's device before a step of these operators that begins now has ended.
-    fn alone(&self, lane: usize, now: Nanos, ops: &[Op]) -> bool {
+    fn alone(&self, lane: usize, now: Nanos, step: &Step) -> bool {
         let others =
             || self.lanes.iter().enumerate().filter(|(i, l)| *i != lane && l.device == self.lanes[lane].device);
         // With part of the cores an operator's time follows from its own bound, not from the whole step's.
@@ -390,8 +401,8 @@ impl<'a> World<'a> {
         // An idle lane wakes for an arrival, unless older requests of its engine queue already, or for a step of its engine,
         // which on this device is this one.
         let wakes = |engine: usize| !self.engines[engine].has_waiting() && others().any(|(_, l)| l.engine == engine);
-        let launched = now + ops.len() as Nanos * self.setup.host.launch;
-        let end = launched + ops.iter().map(|op| op.solo).sum::<Nanos>();
+        let launched = now + step.len() as Nanos * self.setup.host.launch;
+        let end = launched + step.whole().solo;
         let mut arrivals = self.requests[self.arrived..].iter().take_while(|r| r.arrival <= end);
         !arrivals.any(|r| wakes(r.engine)) && !self.other_device_feeds(lane)
     }
@@ -407,21 +418,19 @@ impl<'a> World<'a> {
 
     /// Pushes operators from `from` on: as many as are launched before the device could have run those before them.
     fn launch(&mut self, lane: usize, from: usize, now: Nanos) {
-        let launch = self.setup.host.launch;
-        let Lane { key, device, ops, began, phase, .. } = &self.lanes[lane];
+        let Lane { key, device, step, began, phase, .. } = &self.lanes[lane];
+        let Some(step) = step else { return };
         let dispatcher = &mut self.devices[*device].dispatcher;
         let mut runs_until = now;
         let mut next = None;
-        let mut before = ops[..from].iter().map(|op| Nanos::from(op.count)).sum::<Nanos>();
-        for (index, op) in ops.iter().enumerate().skip(from) {
-            let launched = began + before * launch;
-            before += Nanos::from(op.count);
+        for (index, op) in step.ops().enumerate().skip(from) {
+            let launched = began + index as Nanos * self.setup.host.launch;
             if launched > runs_until {
                 next = Some((launched, index));
                 break;
             }
             let token = (lane as u64) << INDEX_BITS | index as u64;
-            let item = Item::Op { token, solo: op.solo, demand: op.demand, phase: *phase };
+            let item = Item::Op { token, solo: op.solo, demand: op.demand, phase: *phase, label: op.label };
             dispatcher.push(self.now, *key, item).expect("a step is far under the limits");
             runs_until += op.solo;
         }
@@ -444,7 +453,7 @@ impl<'a> World<'a> {
             let (tokens, last) = (token.tokens, token.last);
             if tokens == 1 {
                 self.hint(engine, token.request, HintKind::FirstToken);
-            } else if tokens % PROGRESS_EVERY == 1 {
+            } else if tokens == 2 || tokens % PROGRESS_EVERY == 1 {
                 self.hint(engine, token.request, HintKind::Progress { tokens });
             }
             if last {

@@ -77,7 +77,7 @@ fn one_request_alone_takes_what_its_steps_take() {
     let request = Request { arrival: 7 * MS, prompt: 1024, output: 3, engine: 0 };
     let mut weigher = sim::step::Weigher::new(setup.model, setup.profile);
     let prefill = weigher.prefill_alone(1024);
-    let mut decode = |context| sim::step::whole(&weigher.step(&sched::calls::Batch::decode(1, context), 1)).solo;
+    let mut decode = |context| weigher.step(&sched::calls::Batch::decode(1, context), 1).whole().solo;
     let want = 7 * MS + prefill + decode(1025) + decode(1026);
     let slow = Host { launch: 200_000, ..setup.host };
     for merge_alone in [true, false] {

@@ -28,7 +28,9 @@ pub mod testing;
 pub use error::{DecodeError, EncodeError};
 pub use hint::Hint;
 pub use limits::*;
-pub use record::{ArenaRange, HostSource, Record, ReplyTo, decode, encode, encode_answered_op, encode_op_record};
+pub use record::{
+    ArenaRange, HostSource, Record, ReplyTo, ValueCondition, decode, encode, encode_answered_op, encode_op_record,
+};
 pub use reply::Reply;
 
 /// Version of everything in this crate. Client and daemon refuse each other where it differs.

@@ -66,6 +66,39 @@ impl HostSource<'_> {
     }
 }
 
+/// What a [`Record::ValueWait`] waits for, `memory` being the eight bytes and `value` the record's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueCondition {
+    /// `memory - value`, as a signed number, is not negative.
+    GreaterOrEqual,
+    /// They are equal.
+    Equal,
+    /// They have a bit in common.
+    And,
+    /// Some bit is set in neither.
+    Nor,
+}
+
+impl ValueCondition {
+    /// All of them, each at its number in AscendCL.
+    pub const ALL: [Self; 4] = [Self::GreaterOrEqual, Self::Equal, Self::And, Self::Nor];
+
+    /// The condition with this number.
+    pub fn of(number: u32) -> Option<Self> {
+        Self::ALL.get(number as usize).copied()
+    }
+
+    /// True if `memory` is as asked for.
+    pub fn holds(self, memory: u64, value: u64) -> bool {
+        match self {
+            Self::GreaterOrEqual => memory.wrapping_sub(value).cast_signed() >= 0,
+            Self::Equal => memory == value,
+            Self::And => memory & value != 0,
+            Self::Nor => !(memory | value) != 0,
+        }
+    }
+}
+
 /// One entry of the command ring. The variants mirror AscendCL calls; see there for their meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -130,6 +163,17 @@ pub enum Record<'a> {
         reply: ReplyTo,
     },
     MemInfo {
+        reply: ReplyTo,
+    },
+    /// A key by which other processes of the tenant open an event that was created for it.
+    EventExport {
+        event: u32,
+        reply: ReplyTo,
+    },
+    /// Event number `event` becomes the one that the key is good for.
+    EventImport {
+        event: u32,
+        key: [u64; 4],
         reply: ReplyTo,
     },
     /// `aclrtReserveMemAddress`.
@@ -216,6 +260,19 @@ pub enum Record<'a> {
         value: u8,
         stream: Option<u32>,
         reply: Option<ReplyTo>,
+    },
+    /// `aclrtValueWrite`: eight bytes of device memory, in stream order.
+    ValueWrite {
+        stream: u32,
+        addr: u64,
+        value: u64,
+    },
+    /// `aclrtValueWait`: the stream waits until the eight bytes at `addr` are as asked for.
+    ValueWait {
+        stream: u32,
+        addr: u64,
+        value: u64,
+        until: ValueCondition,
     },
     /// An operator; the call itself is decoded into the scratch of [`decode`].
     Op {
@@ -322,7 +379,7 @@ tags! {
     EXPORT = 46 EXPORT_ALLOW = 47 EXPORT_CLOSE = 48 IMPORT = 49
     OP_ANSWERED = 60 STREAM_FETCH = 61 HOST_CALL = 62 HOST_WAIT = 63 FLAG_WAIT = 64 FLAG_SET = 65 FLAG_CLEAR = 66
     FLAG_RELEASE = 67 EVENT_TIME = 68 GRAPH_BEGIN = 69 GRAPH_NODE = 70 GRAPH_END = 71 GRAPH_LAUNCH = 72 GRAPH_UPDATE = 73
-    GRAPH_DESTROY = 74
+    GRAPH_DESTROY = 74 EVENT_EXPORT = 75 EVENT_IMPORT = 76 VALUE_WRITE = 77 VALUE_WAIT = 78
 }
 
 const SOURCE_INLINE: u8 = 0;
@@ -402,6 +459,13 @@ fn put_pair(tag: u8, a: u32, b: u32, out: &mut Vec<u8>) {
     out.u8(tag);
     out.u32(a);
     out.u32(b);
+}
+
+fn put_value(tag: u8, stream: u32, addr: u64, value: u64, out: &mut Vec<u8>) {
+    out.u8(tag);
+    out.u32(stream);
+    out.u64(addr);
+    out.u64(value);
 }
 
 /// The bytes of a node end the record.
@@ -655,6 +719,22 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
             out.u32(event);
             put_reply(reply, out);
         }
+        Record::EventExport { event, reply } => {
+            out.u8(tag::EVENT_EXPORT);
+            out.u32(event);
+            put_reply(reply, out);
+        }
+        Record::EventImport { event, key, reply } => {
+            out.u8(tag::EVENT_IMPORT);
+            out.u32(event);
+            key.iter().for_each(|&word| out.u64(word));
+            put_reply(reply, out);
+        }
+        Record::ValueWrite { stream, addr, value } => put_value(tag::VALUE_WRITE, stream, addr, value, out),
+        Record::ValueWait { stream, addr, value, until } => {
+            put_value(tag::VALUE_WAIT, stream, addr, value, out);
+            out.u8(until as u8);
+        }
         Record::GraphBegin { graph, stream } => put_pair(tag::GRAPH_BEGIN, graph, stream, out),
         Record::GraphNode { graph, group, node } => {
             put_pair(tag::GRAPH_NODE, graph, group, out);
@@ -693,6 +773,12 @@ fn take_flag(r: &mut Reader<'_>) -> Result<bool, DecodeError> {
         1 => Ok(true),
         other => Err(DecodeError::Unknown { what: "flag", value: u64::from(other) }),
     }
+}
+
+fn take_condition(r: &mut Reader<'_>) -> Result<ValueCondition, DecodeError> {
+    let number = r.u8()?;
+    let unknown = DecodeError::Unknown { what: "condition", value: u64::from(number) };
+    ValueCondition::of(u32::from(number)).ok_or(unknown)
 }
 
 fn take_key(r: &mut Reader<'_>) -> Result<[u64; 4], DecodeError> {
@@ -810,6 +896,12 @@ fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeErro
         tag::FLAG_CLEAR => Record::FlagClear { stream: r.u32()?, flag: r.u32()? },
         tag::FLAG_RELEASE => Record::FlagRelease { flag: r.u32()? },
         tag::EVENT_TIME => Record::EventTime { event: r.u32()?, reply: take_reply(r)? },
+        tag::EVENT_EXPORT => Record::EventExport { event: r.u32()?, reply: take_reply(r)? },
+        tag::EVENT_IMPORT => Record::EventImport { event: r.u32()?, key: take_key(r)?, reply: take_reply(r)? },
+        tag::VALUE_WRITE => Record::ValueWrite { stream: r.u32()?, addr: r.u64()?, value: r.u64()? },
+        tag::VALUE_WAIT => {
+            Record::ValueWait { stream: r.u32()?, addr: r.u64()?, value: r.u64()?, until: take_condition(r)? }
+        }
         tag::GRAPH_BEGIN => Record::GraphBegin { graph: r.u32()?, stream: r.u32()? },
         tag::GRAPH_NODE => Record::GraphNode { graph: r.u32()?, group: r.u32()?, node: take_node(r)? },
         tag::GRAPH_END => Record::GraphEnd { graph: r.u32()?, reply: take_reply(r)? },
@@ -899,6 +991,26 @@ mod tests {
         }
         let call = OpCall::new(ops::aclnnAbs);
         assert_eq!(encode(&Record::DeviceSync { reply: REPLY }, Some(&call), &mut out), Err(EncodeError::CallMismatch));
+    }
+
+    #[test]
+    fn conditions_are_ascendcls() {
+        use ValueCondition::{And, Equal, GreaterOrEqual, Nor};
+        for (until, memory, value, want) in [
+            (GreaterOrEqual, 5, 5, true),
+            (GreaterOrEqual, 4, 5, false),
+            (GreaterOrEqual, 2, u64::MAX, true),
+            (Equal, 7, 7, true),
+            (Equal, 8, 7, false),
+            (And, 6, 2, true),
+            (And, 4, 3, false),
+            (Nor, u64::MAX - 1, 1, false),
+            (Nor, u64::MAX - 1, 0, true),
+        ] {
+            assert_eq!(until.holds(memory, value), want, "{until:?} {memory} {value}");
+        }
+        assert_eq!(ValueCondition::of(4), None);
+        assert!((0..4).all(|n| ValueCondition::of(n).is_some_and(|c| c as u32 == n)));
     }
 
     #[test]

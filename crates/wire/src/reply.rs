@@ -10,9 +10,9 @@
 //! | 2–5 | payload |
 //! | 6–55 | text, UTF-8, up to [`REPLY_TEXT_MAX`] bytes |
 //!
-//! Payload conventions: `Export` → the key; `Import` → `[address or handle, size, 0, 0]`;
+//! Payload conventions: `Export` and `EventExport` → the key; `Import` → `[address or handle, size, 0, 0]`;
 //! `Malloc` and `Reserve` → `[address, 0, 0, 0]`; `PhysicalAlloc` → `[handle, 0, 0, 0]`; `MemInfo` → `[free, total, held by the session, most held]`;
-//! `StreamQuery` and `EventQuery` → 1 complete, 0 not; `OpAnswered` → `[extent, 1, 0, 0]`, or zeros where the device knows
+//! `StreamQuery` → 1 complete, 0 not; `EventQuery` → `[complete, pending]`; `OpAnswered` → `[extent, 1, 0, 0]`, or zeros where the device knows
 //! none; `StreamFetch` → 1 fetched, 0 not; `HostWait` → `[count, call, call, call]`; `EventTime` → microseconds;
 //! `EventElapsed` → bits of an `f32` in milliseconds.
 

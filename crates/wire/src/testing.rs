@@ -9,7 +9,9 @@ use crate::limits::{
     FLOATS_MAX, INLINE_COPY_BYTES_MAX, INTS_MAX, SCALARS_MAX, TENANT_BYTES_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
 };
 use crate::ring::{Consumer, Memory, Producer, PushError, words_of};
-use crate::{ArenaRange, DecodeError, Hint, HostSource, RECORD_BYTES_MAX, Record, ReplyTo, decode, encode};
+use crate::{
+    ArenaRange, DecodeError, Hint, HostSource, RECORD_BYTES_MAX, Record, ReplyTo, ValueCondition, decode, encode,
+};
 use acl_abi::{Arg, DataType, Kind, MAX_DIMS, OpCall, OpId, SIGNATURES, Scalar, TensorDesc};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -304,6 +306,13 @@ impl<'a> Source<'a> {
                 Record::GraphUpdate { graph: a, group: b, index, node: self.bytes(len) }
             }
             56 => Record::GraphDestroy { graph: a },
+            57 => Record::EventExport { event: a, reply: self.reply() },
+            58 => Record::EventImport { event: a, key: self.key(), reply: self.reply() },
+            59 => Record::ValueWrite { stream: a, addr: self.u64(), value: self.u64() },
+            60 => {
+                let until = ValueCondition::ALL[self.below(ValueCondition::ALL.len())];
+                Record::ValueWait { stream: a, addr: self.u64(), value: self.u64(), until }
+            }
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
         };
@@ -509,7 +518,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 47);
+        assert_eq!(tags.len(), 51);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }
