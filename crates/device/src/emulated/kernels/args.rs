@@ -1,6 +1,6 @@
 //! The arguments of one call, by position, with errors that name the parameter.
 
-use acl_abi::{Arg, OpCall, OpId, Param, Scalar};
+use acl_abi::{Arg, DataType, OpCall, OpId, Param, Scalar};
 
 use super::fault::{Fault, Outcome, ensure};
 use super::lane;
@@ -55,6 +55,34 @@ impl<'a> Args<'a> {
             },
             _ => Err(about(Fault::new("a tensor is required"))),
         }
+    }
+
+    /// The real and the imaginary parts of a tensor, as tensors of their own; the latter only of a complex one.
+    pub fn parts(&self, position: usize) -> Outcome<(View, Option<View>)> {
+        let part = match self.call.tensor(position).map(|desc| desc.dtype) {
+            Some(DataType::Complex64) => DataType::F32,
+            Some(DataType::Complex128) => DataType::F64,
+            _ => return Ok((self.tensor(position)?, None)),
+        };
+        let view = |second: i64| {
+            // Pairs of numbers: every step is two, and the imaginary part lies behind the real one.
+            let mut desc = *self.call.tensor(position).expect("checked above");
+            let twice = |step: i64| step.checked_mul(2).ok_or_else(|| Fault::new("strides overflow"));
+            desc.dtype = part;
+            desc.offset = twice(desc.offset)?.wrapping_add(second);
+            for stride in &mut desc.strides {
+                *stride = twice(*stride)?;
+            }
+            View::new(&desc, self.total)
+        };
+        let about = |fault: Fault| fault.about(self.name(position));
+        Ok((view(0).map_err(about)?, Some(view(1).map_err(about)?)))
+    }
+
+    /// The same of a tensor that is written.
+    pub fn output_parts(&self, position: usize) -> Outcome<(View, Option<View>)> {
+        let (real, imaginary) = self.parts(position)?;
+        Ok((self.writable(position, real)?, imaginary))
     }
 
     /// A tensor that is written.

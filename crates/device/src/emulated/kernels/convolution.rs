@@ -96,17 +96,30 @@ impl Geometry {
             padding: triple(first + 1, 0, 0)?,
             dilation: triple(first + 2, 1, 1)?,
         };
-        geometry.check()?;
+        geometry.check(triple(first + 4, 0, 0)?)?;
         Ok(geometry)
     }
 
-    /// The small side's sizes follow from the big side's; those of a transposed result leave a remainder open.
-    fn check(&self) -> Outcome {
-        for dim in 0..3 {
+    /// One side's sizes follow from the other's; `more` is what a transposed result has behind the last window.
+    fn check(&self, more: Triple) -> Outcome {
+        for (dim, more) in more.into_iter().enumerate() {
             let reach = self.dilation[dim].saturating_mul(self.kernel[dim].saturating_sub(1)).saturating_add(1);
-            let room = (self.big[dim] + 2 * self.padding[dim]).checked_sub(reach);
-            let want = room.map_or(0, |room| room / self.stride[dim] + 1);
+            let padded = self.big[dim] + 2 * self.padding[dim];
             let empty = self.samples == 0 || self.big[dim] == 0;
+            if self.transposed {
+                let last = self.small[dim].saturating_sub(1).saturating_mul(self.stride[dim]);
+                let want = last.saturating_add(reach).saturating_add(more);
+                ensure!(
+                    padded == want || empty || self.small[dim] == 0,
+                    "output: {} positions of {} with a kernel of {}, want {want} less a padding of {} on both sides",
+                    self.big[dim],
+                    self.small[dim],
+                    self.kernel[dim],
+                    self.padding[dim]
+                );
+                continue;
+            }
+            let want = padded.checked_sub(reach).map_or(0, |room| room / self.stride[dim] + 1);
             ensure!(
                 self.small[dim] == want || empty,
                 "output: {} positions of {} with a kernel of {}, want {want}",

@@ -3,7 +3,7 @@
 //! Bit `i` (lowest first) of the mask belongs to row-major element `i`; masks are padded to multiples of 128 bits. A kept
 //! element is scaled by `1 / (1 − p)`, a dropped one is 0.
 
-use acl_abi::ops;
+use acl_abi::{DataType, ops};
 
 use super::args::Args;
 use super::fault::{Outcome, ensure};
@@ -32,7 +32,8 @@ fn probability(args: &Args<'_>, position: usize) -> Outcome<f64> {
 /// A mask for `elements` elements, all of it.
 fn mask_of(args: &Args<'_>, position: usize, elements: usize) -> Outcome<View> {
     let (mask, name) = (args.tensor(position)?, args.name(position));
-    ensure!(mask.dtype.bits() == 8, "{name}: type {}, want uint8", lane::name(mask.dtype));
+    // One byte an element, which bools would be, is no mask of bits.
+    ensure!(mask.dtype == DataType::U8, "{name}: type {}, want uint8 with a bit an element", lane::name(mask.dtype));
     let (bytes, want) = (mask.elements(), elements.div_ceil(8));
     ensure!((want..=INTERMEDIATE_MAX).contains(&bytes), "{name}: {bytes} bytes for {elements} elements");
     Ok(mask)

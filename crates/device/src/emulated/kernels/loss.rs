@@ -26,6 +26,8 @@ pub const KERNELS: Family = &[
     (ops::aclnnMseLossBackward, mse_loss_backward),
     (ops::aclnnSmoothL1Loss, smooth_l1_loss),
     (ops::aclnnSmoothL1LossBackward, smooth_l1_loss_backward),
+    (ops::aclnnSoftMarginLoss, soft_margin_loss),
+    (ops::aclnnSoftMarginLossBackward, soft_margin_loss_backward),
 ];
 
 /// How a loss becomes one number.
@@ -289,4 +291,16 @@ pub fn kl_div_backward(args: &Args<'_>, machine: &mut Machine) -> Outcome {
         false if t > 0.0 || t.is_nan() => -t,
         false => 0.0,
     })
+}
+
+/// `self target reduction → out`: `ln(1 + e^(−t·x))`.
+pub fn soft_margin_loss(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let reduction = Reduction::of(args, 2)?;
+    Operands::read(args, machine, &[0, 1], &[])?.loss(args, machine, reduction, 3, |[x, t]| softplus_of_minus(t * x))
+}
+
+/// `gradOutput self target reduction → out`.
+pub fn soft_margin_loss_backward(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let back = Backward::read(args, machine, &[0, 1, 2], &[], Reduction::of(args, 3)?)?;
+    back.store(args, machine, 4, |[_, x, t]| -t / (1.0 + (t * x).exp()))
 }

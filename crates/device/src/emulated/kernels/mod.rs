@@ -11,11 +11,13 @@
 mod advanced_index;
 mod args;
 mod attention;
+mod average_pooling;
 mod axes;
 mod batch_norm;
 mod bits;
 mod class_loss;
 mod convolution;
+mod distance;
 mod dropout;
 mod elementwise;
 mod extremum;
@@ -31,21 +33,26 @@ mod interleave;
 mod kv_cache;
 mod lane;
 mod layer_norm;
+mod linalg;
 mod loss;
 mod math;
 mod matmul;
+mod max_pooling;
 mod moe;
 mod moments;
 mod nest;
 mod norm;
 mod number;
+mod padding;
 mod product;
 mod random;
 mod range;
 mod real;
 mod reduce;
+mod renorm;
 mod rope;
 mod rotary;
+mod rrelu;
 mod sample;
 mod scan;
 mod scatter;
@@ -59,7 +66,9 @@ mod triangle;
 mod unfold;
 mod unique;
 mod update;
+mod upsample;
 mod view;
+mod windows;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -148,9 +157,11 @@ pub const FAMILIES: &[Family] = &[
     attention::flash::KERNELS,
     attention::grad::KERNELS,
     attention::infer::KERNELS,
+    average_pooling::KERNELS,
     batch_norm::KERNELS,
     class_loss::KERNELS,
     convolution::KERNELS,
+    distance::KERNELS,
     dropout::KERNELS,
     elementwise::activation::KERNELS,
     elementwise::arithmetic::KERNELS,
@@ -169,16 +180,21 @@ pub const FAMILIES: &[Family] = &[
     interleave::KERNELS,
     kv_cache::KERNELS,
     layer_norm::KERNELS,
+    linalg::KERNELS,
     loss::KERNELS,
     matmul::KERNELS,
+    max_pooling::KERNELS,
     moe::KERNELS,
     moments::KERNELS,
     norm::KERNELS,
+    padding::KERNELS,
     random::KERNELS,
     range::KERNELS,
     reduce::KERNELS,
+    renorm::KERNELS,
     rope::KERNELS,
     rotary::KERNELS,
+    rrelu::KERNELS,
     sample::KERNELS,
     scan::KERNELS,
     scatter::KERNELS,
@@ -192,6 +208,7 @@ pub const FAMILIES: &[Family] = &[
     unfold::KERNELS,
     unique::KERNELS,
     update::KERNELS,
+    upsample::KERNELS,
 ];
 
 /// Every operator that this device computes.

@@ -17,6 +17,7 @@ pub const KERNELS: Family = &[
     (ops::aclnnChunkCat, chunk_cat),
     (ops::aclnnConstantPadNd, constant_pad),
     (ops::aclnnFlip, flip),
+    (ops::aclnnChannelShuffle, channel_shuffle),
     (ops::aclnnRepeat, repeat),
     (ops::aclnnRoll, roll),
     (ops::aclnnSplitWithSize, split_with_size),
@@ -28,6 +29,17 @@ fn same_type(args: &Args<'_>, position: usize, out: &View, x: &View) -> Outcome 
     let (name, dtype) = (args.name(position), lane::name(out.dtype));
     ensure!(out.dtype == x.dtype, "{name}: type {dtype}, want {}", lane::name(x.dtype));
     Ok(())
+}
+
+/// `self groups → out`: channels, dimension 1, seen as groups of as many and taken one of each group in turn.
+fn channel_shuffle(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (x, groups, out) = (args.tensor(0)?, args.int(1)?, args.output(2)?);
+    same_type(args, 2, &out, &x)?;
+    let fits = x.ndim() >= 3 && out.dims() == x.dims() && groups > 0 && x.dim(1) as i64 % groups == 0;
+    ensure!(fits, "groups: {groups} of {:?} to {:?}", x.dims(), out.dims());
+    let each = x.dim(1) / groups as usize;
+    ensure!(x.ndim() < acl_abi::MAX_DIMS, "self: {} dimensions are too many", x.ndim());
+    copy(machine, &out.split(1, each, groups as usize), &x.split(1, groups as usize, each).transpose(1, 2))
 }
 
 /// `tensors dim → out`.

@@ -4,7 +4,7 @@ use acl_abi::{DataType, Scalar};
 
 use super::super::Machine;
 use super::super::args::Args;
-use super::super::fault::{Outcome, ensure};
+use super::super::fault::{Fault, Outcome, ensure};
 use super::super::lane::{self, Class, class};
 use super::super::nest::{Nest, broadcast_shape, map1};
 use super::super::view::View;
@@ -14,6 +14,8 @@ use super::{Operand, Value, check_shape, number_of, operators};
 operators! {
     custom cast => aclnnCast;
     custom inplace_copy => aclnnInplaceCopy;
+    custom complex => aclnnComplex;
+    custom real => aclnnReal;
     custom select => aclnnSWhere;
     custom masked_fill => aclnnInplaceMaskedFillScalar aclnnInplaceMaskedFillTensor;
 }
@@ -29,10 +31,36 @@ pub fn cast(args: &Args<'_>, machine: &mut Machine) -> Outcome {
 
 /// `selfRef = src`, with broadcasting and conversion.
 pub fn inplace_copy(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (out, source) = (args.output(0)?, args.tensor(1)?);
+    let ((out, out_imaginary), (source, imaginary)) = (args.output_parts(0)?, args.parts(1)?);
     // One element goes anywhere, whatever dimensions it comes with.
-    let source = if source.elements() == 1 { source.single() } else { source };
-    copy(machine, &out, &source).map_err(|f| f.about("src"))
+    let single = |view: View| if view.elements() == 1 { view.single() } else { view };
+    copy(machine, &out, &single(source)).map_err(|f| f.about("src"))?;
+    // A real number has no imaginary part; one that is stored as a real number loses it.
+    match (out_imaginary, imaginary) {
+        (Some(out), Some(source)) => copy(machine, &out, &single(source)),
+        (Some(out), None) => map1(machine, &out, &out, |_: f64| 0.0),
+        (None, _) => Ok(()),
+    }
+}
+
+/// `real imag → out`: a complex tensor of its parts.
+pub fn complex(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (real, imaginary) = (args.tensor(0)?, args.tensor(1)?);
+    let (out, Some(behind)) = args.output_parts(2)? else {
+        return Err(Fault::new("out: want complex64 or complex128"));
+    };
+    let same = real.dtype == out.dtype && imaginary.dtype == out.dtype;
+    ensure!(same, "real, imag: {} and {}", lane::name(real.dtype), lane::name(imaginary.dtype));
+    copy(machine, &out, &real)?;
+    copy(machine, &behind, &imaginary)
+}
+
+/// `self → out`: the real parts.
+pub fn real(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let ((source, _), out) = (args.parts(0)?, args.output(1)?);
+    ensure!(source.dtype == out.dtype, "out: type {}, want {}", lane::name(out.dtype), lane::name(source.dtype));
+    ensure!(source.dims() == out.dims(), "out: shape {:?}, want {:?}", out.dims(), source.dims());
+    copy(machine, &out, &source)
 }
 
 /// Copies with conversion. Values pass through the widest lane that either type needs, so integers stay exact.

@@ -131,12 +131,18 @@ fn inverse_of_erf(y: f64) -> f64 {
     x
 }
 
-/// `ln(x / (1 − x))`, with `x` moved to `eps..1 − eps` where `eps` is not negative.
+/// `ln(x / (1 − x))`, with `x` moved to `eps..1 − eps` where `eps` is not negative: up first, and what was moved stays, which
+/// matters where `eps` exceeds a half.
 fn logit<T: Real>([x, eps]: [T; 2]) -> T {
     let low = if eps < T::default() { x } else { eps };
     let high = if eps < T::default() { x } else { T::real(1.0) - eps };
-    let x = if x < low { low } else { x };
-    let x = if x > high { high } else { x };
+    let x = if x < low {
+        low
+    } else if x > high {
+        high
+    } else {
+        x
+    };
     log(x / (T::real(1.0) - x))
 }
 

@@ -28,6 +28,12 @@ impl Case {
             .collect()
     }
 
+    /// What lies behind the last window of the big side.
+    fn behind(&self) -> Vec<usize> {
+        let room = |d: usize| self.big[d] + 2 * self.padding[d] - self.dilation[d] * (self.kernel[d] - 1) - 1;
+        (0..self.big.len()).map(|d| room(d) % self.stride[d]).collect()
+    }
+
     /// Calls `visit(big index, weight index, small index)` for every product.
     fn products(&self, mut visit: impl FnMut(usize, usize, usize)) {
         let (small, [cb, cs]) = (self.small(), self.channels);
@@ -130,7 +136,7 @@ fn convolutions_and_their_gradients_match_a_naive_sum() {
                     spatial(&case.padding),
                     spatial(&case.dilation),
                     A::B(transposed),
-                    spatial(&vec![0; small.len()]),
+                    spatial(&if transposed { case.behind() } else { vec![0; small.len()] }),
                     A::I(case.groups as i64),
                 ];
                 let mut args = vec![A::T(input), A::T(tw), A::T(lab.tensor(dtype, &[out_channels as i64], &bias))];
@@ -192,4 +198,17 @@ fn a_result_larger_than_a_piece_of_columns_and_a_single_sample() {
     let mut args = args.to_vec();
     args[9] = A::T(wrong);
     lab.refused(ops::aclnnConvolution, &args, "197 positions of 200 with a kernel of 3, want 198");
+}
+
+#[test]
+fn a_transposed_result_may_reach_beyond_the_stride_where_the_kernel_is_dilated() {
+    let mut lab = Lab::new();
+    let (x, w) = (lab.tensor(F32, &[1, 1, 2], &[2.0, 3.0]), lab.tensor(F32, &[1, 1, 2], &[5.0, 7.0]));
+    let (out, short) = (lab.room(F32, &[1, 1, 6]), lab.room(F32, &[1, 1, 5]));
+    let one = |v: i64| A::Ints(vec![v]);
+    let call =
+        |out| [A::T(x), A::T(w), A::Null, one(1), one(0), one(3), A::B(true), one(1), A::I(1), A::T(out), A::I(0)];
+    lab.ok(ops::aclnnConvolution, &call(out));
+    assert_eq!(lab.read(&out), [10.0, 15.0, 0.0, 14.0, 21.0, 0.0]);
+    lab.refused(ops::aclnnConvolution, &call(short), "5 positions of 2 with a kernel of 2, want 6");
 }

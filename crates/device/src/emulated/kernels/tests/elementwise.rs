@@ -285,3 +285,26 @@ fn malformed_calls_are_refused_with_the_reason() {
         lab.refused(op, &args, part);
     }
 }
+
+#[test]
+fn complex_tensors_are_made_of_parts_and_copied() {
+    let mut lab = Lab::new();
+    let (re, im) = (lab.tensor(F32, &[2, 2], &[1.0, 2.0, 3.0, 4.0]), lab.tensor(F32, &[2, 2], &[5.0, 6.0, 7.0, 8.0]));
+    // The lab stores no complex numbers: a tensor of pairs shows the same memory.
+    let complex =
+        |pairs: acl_abi::TensorDesc| acl_abi::TensorDesc::contiguous(pairs.addr, DataType::Complex64, &[2, 2]);
+    let (pairs, copied) = (lab.room(F32, &[2, 2, 2]), lab.room(F32, &[2, 2, 2]));
+    lab.ok(ops::aclnnComplex, &[A::T(re), A::T(im), A::T(complex(pairs))]);
+    assert_eq!(lab.read(&pairs), [1.0, 5.0, 2.0, 6.0, 3.0, 7.0, 4.0, 8.0]);
+    let mut turned = complex(pairs);
+    turned.strides.swap(0, 1);
+    lab.ok(ops::aclnnInplaceCopy, &[A::T(complex(copied)), A::T(turned)]);
+    assert_eq!(lab.read(&copied), [1.0, 5.0, 3.0, 7.0, 2.0, 6.0, 4.0, 8.0]);
+    lab.ok(ops::aclnnInplaceCopy, &[A::T(complex(copied)), A::T(re)]);
+    assert_eq!(lab.read(&copied), [1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0]);
+    let real = lab.room(F32, &[2, 2]);
+    lab.ok(ops::aclnnReal, &[A::T(complex(pairs)), A::T(real)]);
+    assert_eq!(lab.read(&real), [1.0, 2.0, 3.0, 4.0]);
+    lab.refused(ops::aclnnComplex, &[A::T(re), A::T(im), A::T(real)], "want complex64");
+    lab.refused(ops::aclnnAbs, &[A::T(complex(pairs)), A::T(real)], "complex64 is not supported");
+}

@@ -147,6 +147,8 @@ fn functions_with_narrow_domains() {
     same(&[got[2], got[3], got[5]], &[-INF, INF, NAN], "logit");
     lab.ok(ops::aclnnLogit, &[A::T(x), A::F(0.25), A::T(out)]);
     close(&lab.read(&out), &[-third, third, -third, third, -third, third], 1e-12);
+    lab.ok(ops::aclnnLogit, &[A::T(x), A::F(0.75), A::T(out)]);
+    close(&lab.read(&out), &[third, -third, third, -third, third, -third], 1e-12);
 }
 
 #[test]

@@ -53,6 +53,9 @@ fn losses() -> Vec<Loss> {
         ),
         loss(ops::aclnnKlDiv, ops::aclnnKlDivBackward, 0, vec![A::B(false)], true, |[x, t, ..]| t * (t.ln() - x)),
         loss(ops::aclnnKlDiv, ops::aclnnKlDivBackward, 0, vec![A::B(true)], false, |[x, t, ..]| t.exp() * (t - x)),
+        loss(ops::aclnnSoftMarginLoss, ops::aclnnSoftMarginLossBackward, 0, vec![], false, |[x, t, ..]| {
+            (-t * x).exp().ln_1p()
+        }),
     ]
 }
 

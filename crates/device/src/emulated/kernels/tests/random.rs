@@ -196,5 +196,7 @@ fn dropout_scales_what_its_mask_keeps() {
     let short = lab.room(U8, &[1249]);
     lab.refused(ops::aclnnDropoutDoMask, &[A::T(ones), A::T(short), A::F(0.2), A::T(out)], "1249 bytes for 10000");
     lab.ok(ops::aclnnDropoutDoMask, &[A::T(ones), A::T(mask), A::F(1.0), A::T(out)]);
+    let bools = lab.room(Bool, &[100, 100]);
+    lab.refused(ops::aclnnDropoutDoMask, &[A::T(ones), A::T(bools), A::F(0.2), A::T(out)], "want uint8");
     assert!(lab.read(&out).iter().all(|v| *v == 0.0));
 }

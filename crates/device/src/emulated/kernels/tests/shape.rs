@@ -282,3 +282,12 @@ fn cross_products() {
     assert_eq!(lab.read(&out), [0.0, -6.0, 5.0, -3.0, 6.0, -3.0]);
     lab.refused(ops::aclnnLinalgCross, &[A::T(a), A::T(b), A::I(0), A::T(out)], "size 2 of dimension 0, want 3");
 }
+
+#[test]
+fn channels_are_taken_from_each_group_in_turn() {
+    let mut lab = Lab::new();
+    let (x, out) = (lab.tensor(F32, &[1, 6, 1], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), lab.room(F32, &[1, 6, 1]));
+    lab.ok(ops::aclnnChannelShuffle, &[A::T(x), A::I(2), A::T(out)]);
+    assert_eq!(lab.read(&out), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    lab.refused(ops::aclnnChannelShuffle, &[A::T(x), A::I(4), A::T(out)], "groups: 4");
+}
