@@ -4,7 +4,7 @@
 //! The crate reads no clock; this program does.
 
 use acl_abi::{Arg, DataType, OpCall, TensorDesc, ops};
-use sched::{Action, Classifier, Dispatcher, Item, Limits, PolicyConfig, Profile, SessionParams, StreamKey};
+use sched::{Action, Classifier, Dispatcher, Item, Label, Limits, PolicyConfig, Profile, SessionParams, StreamKey};
 use std::time::Instant;
 
 fn main() {
@@ -19,7 +19,7 @@ fn main() {
     let mut solo = 0;
     for _ in 0..operators {
         solo += profile.solo(&sched::work(std::hint::black_box(&mm)));
-        std::hint::black_box(classifier.observe(&mm));
+        std::hint::black_box(classifier.observe(0, &mm));
     }
     println!("weigh and classify: {:.0} ns an operator", begun.elapsed().as_nanos() as f64 / operators as f64);
 
@@ -38,7 +38,7 @@ fn main() {
             for (key, phase) in keys.into_iter().zip([sched::Phase::Decode, sched::Phase::Prefill]) {
                 for _ in 0..400 {
                     token += 1;
-                    d.push(now, key, Item::Op { token, solo, demand, phase }).expect("room");
+                    d.push(now, key, Item::Op { token, solo, demand, phase, label: Label::default() }).expect("room");
                 }
                 d.push(now, key, Item::Notify { token: u64::MAX }).expect("room");
             }

@@ -86,9 +86,13 @@ pub fn rates_into(operators: &[(Demand, Phase)], corun: &CoRun, out: &mut Vec<f6
         out.resize(n, 1.0);
         return;
     }
-    fluid_into(operators, out);
     let omega = corun.omega.clamp(0.0, 1.0);
     let share = 1.0 / n as f64;
+    if omega == 0.0 {
+        out.resize(n, share);
+        return;
+    }
+    fluid_into(operators, out);
     for (rate, (_, phase)) in out.iter_mut().zip(operators) {
         *rate = ((1.0 - omega) * share + omega * *rate) / (1.0 + omega * corun.kappa(*phase).max(0.0));
     }

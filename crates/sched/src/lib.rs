@@ -24,7 +24,7 @@ pub mod policy;
 
 pub use corun::{CoRun, CoreSplit};
 pub use cost::{Demand, OpClass, Profile, Work, model, work};
-pub use dispatch::{Action, Dispatcher, EventKey, FlagKey, Item, Limits, SessionParams, StreamKey, Token};
+pub use dispatch::{Action, Dispatcher, EventKey, FlagKey, Item, Label, Limits, SessionParams, StreamKey, Token};
 pub use phase::{Classifier, Phase};
 pub use policy::PolicyConfig;
 

@@ -1,6 +1,6 @@
 //! The dispatcher's promises, one by one.
 
-use sched::dispatch::{EventStatus, Refused, Window};
+use sched::dispatch::{EventStatus, Label, Refused, Window};
 use sched::policy::PolicyName;
 use sched::{
     Action, Demand, Dispatcher, EventKey, Item, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey, Token,
@@ -11,7 +11,13 @@ const B: StreamKey = StreamKey { session: 1, stream: 2 };
 const E: EventKey = EventKey { session: 1, event: 7 };
 
 fn op(token: Token, solo: Nanos) -> Item {
-    Item::Op { token, solo, demand: Demand { solo_s: solo as f64 * 1e-9, ..Demand::default() }, phase: Phase::Unknown }
+    Item::Op {
+        token,
+        solo,
+        demand: Demand { solo_s: solo as f64 * 1e-9, ..Demand::default() },
+        phase: Phase::Unknown,
+        label: Label::default(),
+    }
 }
 
 /// Session 1 with streams 1 and 2, session 2 with stream 1, everything passed through.
@@ -270,7 +276,8 @@ fn absurd_predictions_do_no_harm() {
             d.open_stream(key, 0).unwrap();
             for i in 0..4 {
                 let token = u64::from(stream) * 10 + i;
-                d.push(0, key, Item::Op { token, solo: Nanos::MAX, demand: huge, phase }).unwrap();
+                d.push(0, key, Item::Op { token, solo: Nanos::MAX, demand: huge, phase, label: Label::default() })
+                    .unwrap();
             }
             d.push(0, key, Item::Notify { token: 100 + u64::from(stream) }).unwrap();
         }

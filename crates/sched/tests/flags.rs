@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 use sched::policy::PolicyName;
-use sched::{Action, Demand, Dispatcher, FlagKey, Item, Limits, Phase, PolicyConfig, SessionParams, StreamKey};
+use sched::{Action, Demand, Dispatcher, FlagKey, Item, Label, Limits, Phase, PolicyConfig, SessionParams, StreamKey};
 
 const SESSION: u64 = 7;
 
@@ -74,7 +74,7 @@ fn run(d: &mut Dispatcher, done: &mut Vec<u64>) {
 }
 
 fn op(token: u64) -> Item {
-    Item::Op { token, solo: 1, demand: Demand::default(), phase: Phase::Unknown }
+    Item::Op { token, solo: 1, demand: Demand::default(), phase: Phase::Unknown, label: Label::default() }
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -254,6 +254,35 @@ fn hints_act_until_their_lease_runs_out() {
     assert_eq!((alive.dispatcher.stats().hints_expired, dies.dispatcher.stats().hints_expired), (0, 1));
 }
 
+/// A request that says how many tokens it wants has its interval on average: decode stands still while prompts wait, as long
+/// as that can be caught up, and never for longer than `credit` intervals at a stretch.
+#[test]
+fn a_hinted_limit_lets_decode_wait_and_catch_up() {
+    const STEPS: u32 = 99;
+    let run = |max_tokens: u32, prompts: u64| {
+        let mut w = world(PolicyConfig { credit: 10.0, ..config(PolicyName::Phase, 0.0) }, 0.0);
+        w.session(0, 2, SessionParams::default());
+        let admitted = HintKind::Admitted { prompt_tokens: 8, max_tokens, ttft: 0, tpot: 0, priority: 0 };
+        for kind in [admitted, HintKind::FirstToken, HintKind::Progress { tokens: 1 }] {
+            w.dispatcher.hint(0, 0, &HintInput { request: 1, kind });
+        }
+        w.host(0, 0, decode(STEPS, 100, 15 * MS, 200 * US));
+        w.host(0, MS, (0..prompts).flat_map(|_| prompt(200, 66 * MS)));
+        w.run();
+        w
+    };
+    // Two seconds of prompts, and three and a half to spare.
+    let (hinted, unhinted) = (run(STEPS + 1, 30), run(0, 30));
+    assert!(ttft(&hinted) < 0.85 * ttft(&unhinted), "{} and {} ns", ttft(&hinted), ttft(&unhinted));
+    let longest = |w: &World| stamps(w, TOKENS).windows(2).map(|t| t[1] - t[0]).max().expect("tokens");
+    assert!((400 * MS..=520 * MS).contains(&longest(&hinted)), "{} ns between two tokens", longest(&hinted));
+    // More prompts than it has time for: the interval holds all the same, with a little to spare for the prompts.
+    let crowded = run(STEPS + 1, 120);
+    let last = *stamps(&crowded, TOKENS).last().expect("tokens");
+    let want = Nanos::from(STEPS) * TAU;
+    assert!((want - 300 * MS..=want).contains(&last), "{last} ns, wanted by {want}");
+}
+
 /// A deadline makes a prompt urgent that would otherwise wait behind an overloaded decode.
 #[test]
 fn a_hinted_deadline_makes_a_prompt_urgent_earlier() {
@@ -337,7 +366,7 @@ fn wrong_predictions_are_corrected_by_measurement() {
         let step = (0..50).map(|_| Act::Op { stream: 1, work, phase: Phase::Decode });
         w.host(0, 0, (0..20).flat_map(|_| step.clone().chain([Act::Sync { stream: 1 }])));
         w.run();
-        let p = w.dispatcher.stats().predictions[Phase::Decode.index()];
+        let p = w.dispatcher.stats().predicted(Phase::Decode);
         assert_eq!((p.samples, p.measured_ns), (1_000, 1_000 * 200 * US));
         let [before, after] = [p.error_ns, p.corrected_error_ns].map(|e| e as f64 / p.measured_ns as f64);
         assert!((before - (1.0f64 - error).abs()).abs() < 1e-3, "×{error}: {before}");

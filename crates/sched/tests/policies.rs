@@ -1,7 +1,7 @@
 //! One table for every policy: which operators each submits, in which order, for the same program.
 
 use sched::policy::PolicyName;
-use sched::{Action, Demand, Dispatcher, Item, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey};
+use sched::{Action, Demand, Dispatcher, Item, Label, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey};
 
 const MS: Nanos = 1_000_000;
 
@@ -26,7 +26,7 @@ fn order(name: PolicyName, program: &[Op]) -> String {
         d.open_stream(key, u32::from(stream % 10 == 2)).unwrap();
         let solo_s = (ms * MS) as f64 * 1e-9;
         let demand = Demand { hbm: solo_s, solo_s, ..Demand::default() };
-        d.push(0, key, Item::Op { token: i as u64, solo: ms * MS, demand, phase }).unwrap();
+        d.push(0, key, Item::Op { token: i as u64, solo: ms * MS, demand, phase, label: Label::default() }).unwrap();
     }
     let (mut now, mut text) = (0, String::new());
     let mut running: Vec<(StreamKey, Nanos, u64)> = Vec::new();

@@ -8,7 +8,7 @@
 mod virtual_time;
 
 use proptest::prelude::*;
-use sched::dispatch::Window;
+use sched::dispatch::{Record, Window};
 use sched::policy::{First, PolicyName};
 use sched::{CoRun, EventKey, Limits, Phase, PolicyConfig, SessionParams, StreamKey};
 use virtual_time::{Act, Trace, US, Work, World, property};
@@ -149,10 +149,11 @@ proptest! {
             let mut recorded = world(&program, config).recording(1 << 20);
             recorded.run();
             prop_assert_eq!(&plain.trace, &recorded.trace, "recording changes nothing");
-            let record = recorded.dispatcher.take_record().expect("was on");
+            let record = recorded.dispatcher.take_record().expect("was on").to_bytes("");
+            let record = Record::from_bytes(record).expect("a record");
             let replayed = record.replay().expect("the same decisions");
             let decided = plain.trace.iter().filter(|t| !matches!(t, Trace::Completed(..))).count() as u64;
-            prop_assert_eq!((replayed.decisions, record.missing()), (decided, 0));
+            prop_assert_eq!((replayed.decisions, record.forgotten()), (decided, 0));
         }
     }
 

@@ -1,14 +1,23 @@
 //! Decision records: what they hold, when they end, and that a dispatcher which decides otherwise is found out. That every
 //! record of a random program replays is a property in `properties.rs`.
 
-use sched::dispatch::{FlagKey, HintInput, HintKind, Record, RecordEntry, ReplayError};
+use sched::dispatch::{
+    Aside, FlagKey, HintInput, HintKind, HoldReason, HoldSpan, Label, Record, RecordEntry, RecordError, RecordLimits,
+    ReplayError, Spectator,
+};
 use sched::policy::PolicyName;
 use sched::{
     Action, Demand, Dispatcher, EventKey, Item, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey, Token,
 };
+use std::collections::VecDeque;
 
 const MS: Nanos = 1_000_000;
-const ROOM: usize = 1 << 16;
+const ROOM: RecordLimits = RecordLimits { bytes_max: 1 << 16, span: Nanos::MAX };
+
+/// The finished recording, through a file.
+fn recorded(d: &mut Dispatcher) -> Record {
+    Record::from_bytes(d.take_record().expect("was on").to_bytes("{}")).expect("a record")
+}
 
 fn key(stream: u32) -> StreamKey {
     StreamKey { session: 7, stream }
@@ -20,7 +29,13 @@ fn event(event: u32) -> EventKey {
 
 fn op(token: Token, phase: Phase, ms: u64) -> Item {
     let solo_s = ms as f64 / 3e3;
-    Item::Op { token, solo: ms * MS, demand: Demand { hbm: solo_s / 7.0, solo_s, ..Demand::default() }, phase }
+    Item::Op {
+        token,
+        solo: ms * MS,
+        demand: Demand { hbm: solo_s / 7.0, solo_s, ..Demand::default() },
+        phase,
+        label: Label::default(),
+    }
 }
 
 fn step(d: &mut Dispatcher, now: Nanos) -> Vec<Action> {
@@ -30,9 +45,9 @@ fn step(d: &mut Dispatcher, now: Nanos) -> Vec<Action> {
 }
 
 /// Every kind of input; answers the dispatcher, its recording still on.
-fn busy_run(config: PolicyConfig, bytes_max: usize) -> Dispatcher {
+fn busy_run(config: PolicyConfig, limits: RecordLimits) -> Dispatcher {
     let mut d = Dispatcher::new(config, Limits::default());
-    d.start_record(bytes_max).unwrap();
+    d.start_record(limits);
     d.open_session(7, SessionParams { weight: 3, priority: 1 }).unwrap();
     d.open_stream(key(1), 2).unwrap();
     d.open_stream(key(2), 0).unwrap();
@@ -70,6 +85,8 @@ fn busy_run(config: PolicyConfig, bytes_max: usize) -> Dispatcher {
     d.close_stream(now, key(1));
     d.set_policy(PolicyConfig::named(PolicyName::Fifo));
     d.push(now, key(2), op(99, Phase::Unknown, 1)).unwrap();
+    let (label, phase) = (Label::COPY_IN, Phase::Prefill);
+    d.note_aside(|| Aside { session: 7, label, phase, solo: 5, began: now - 9, ended: now });
     d.close_session(now, 7, &mut Vec::new());
     for kind in [HintKind::Finished, HintKind::Aborted] {
         d.hint(now, 7, &HintInput { request: 3, kind });
@@ -81,23 +98,25 @@ fn busy_run(config: PolicyConfig, bytes_max: usize) -> Dispatcher {
 #[test]
 fn a_record_survives_its_file_and_replays() {
     for name in PolicyName::ALL {
-        let record = busy_run(PolicyConfig::named(name), ROOM).take_record().unwrap();
-        let read = Record::from_bytes(record.bytes().to_vec()).unwrap();
-        assert_eq!(read.head().unwrap(), (PolicyConfig::named(name), Limits::default()));
+        let read = recorded(&mut busy_run(PolicyConfig::named(name), ROOM));
+        assert_eq!((read.about(), read.forgotten()), ("{}", 0));
+        assert_eq!(*read.dispatcher().unwrap().policy(), PolicyConfig::named(name));
         let entries: Vec<RecordEntry> = read.entries().unwrap().collect::<Result<_, _>>().unwrap();
         let kinds: std::collections::HashSet<_> = entries.iter().map(std::mem::discriminant).collect();
-        assert_eq!(kinds.len(), 14, "every kind of entry but none twice: {kinds:?}");
+        assert_eq!(kinds.len(), 15, "every kind of entry: {kinds:?}");
         let replayed = read.replay().unwrap();
-        assert_eq!((replayed.decisions, replayed.inputs + 7), (7, entries.len() as u64), "{}", name.name());
-        assert_eq!(record.bytes(), busy_run(PolicyConfig::named(name), ROOM).take_record().unwrap().bytes());
+        // One entry is no input.
+        assert_eq!((replayed.decisions, replayed.inputs + 8), (7, entries.len() as u64), "{}", name.name());
+        assert_eq!(read.bytes(), recorded(&mut busy_run(PolicyConfig::named(name), ROOM)).bytes());
     }
 }
 
 #[test]
 fn a_dispatcher_that_decides_otherwise_is_found_out() {
-    let record = busy_run(PolicyConfig::named(PolicyName::Phase), ROOM).take_record().unwrap();
-    let mut other = Dispatcher::new(PolicyConfig::named(PolicyName::Fifo), Limits::default());
-    match record.replay_on(&mut other) {
+    let record = recorded(&mut busy_run(PolicyConfig::named(PolicyName::Phase), ROOM));
+    let mut other = record.dispatcher().unwrap();
+    other.set_policy(PolicyConfig::named(PolicyName::Fifo));
+    match record.replay_on(&mut other, &mut ()) {
         Err(ReplayError::Differs { at, recorded, decided, .. }) => {
             assert_eq!(at, MS);
             assert_ne!(recorded, decided);
@@ -106,64 +125,155 @@ fn a_dispatcher_that_decides_otherwise_is_found_out() {
     }
 }
 
-#[test]
-fn a_full_buffer_ends_the_record_and_the_rest_is_counted() {
-    let whole = busy_run(PolicyConfig::named(PolicyName::Phase), ROOM).take_record().unwrap();
-    let entries = whole.entries().unwrap().count();
-    for bytes_max in [0, whole.bytes().len() / 2, whole.bytes().len() * 3 / 4, whole.bytes().len() - 1] {
-        let part = busy_run(PolicyConfig::named(PolicyName::Phase), bytes_max).take_record().unwrap();
-        let kept = part.entries().unwrap().count();
-        assert_eq!(kept as u64 + part.missing(), entries as u64);
-        assert!(part.missing() > 0 && part.replay().is_ok(), "{bytes_max} bytes");
+/// Two streams of endless work on a device that completes an operator a millisecond.
+struct Load {
+    d: Dispatcher,
+    now: Nanos,
+    token: Token,
+    running: VecDeque<Token>,
+}
+
+impl Load {
+    fn new(name: PolicyName) -> Self {
+        let mut d = Dispatcher::new(PolicyConfig::named(name), Limits::default());
+        d.open_session(7, SessionParams { weight: 2, priority: 5 }).unwrap();
+        d.open_stream(key(1), 2).unwrap();
+        d.open_stream(key(2), 0).unwrap();
+        Self { d, now: MS, token: 0, running: VecDeque::new() }
+    }
+
+    fn run(&mut self, steps: u64) {
+        for _ in 0..steps {
+            if let Some(token) = self.running.pop_front() {
+                self.d.complete(self.now, token);
+            }
+            for (stream, phase) in [(1, Phase::Decode), (2, Phase::Prefill)] {
+                if self.d.queued() < 40 {
+                    self.token += 1;
+                    self.d.push(self.now, key(stream), op(self.token, phase, 1)).unwrap();
+                    self.d.push(self.now, key(stream), Item::RecordEvent(event(stream))).unwrap();
+                }
+            }
+            self.running.extend(step(&mut self.d, self.now).into_iter().filter_map(|a| match a {
+                Action::Submit { token, .. } => Some(token),
+                Action::Done { .. } => None,
+            }));
+            self.now += MS;
+        }
     }
 }
 
 #[test]
-fn a_recording_starts_on_an_idle_dispatcher_only_and_keeps_what_is_open() {
-    let mut d = Dispatcher::new(PolicyConfig::named(PolicyName::Phase), Limits::default());
-    d.open_session(7, SessionParams { weight: 2, priority: 5 }).unwrap();
-    d.open_session(3, SessionParams::default()).unwrap();
-    d.open_stream(key(4), 3).unwrap();
-    d.push(MS, key(4), op(1, Phase::Decode, 2)).unwrap();
-    d.push(MS, key(4), Item::RecordEvent(event(9))).unwrap();
-    assert_eq!(d.start_record(ROOM).unwrap_err().items, 2);
-    assert!(d.take_record().is_none());
-    assert_eq!(step(&mut d, MS).len(), 1);
-    d.complete(4 * MS, 1);
-    let (status, stats) = (d.event_status(event(9)), d.stats().clone());
-    assert_eq!(status.time, Some(4 * MS));
-    d.start_record(ROOM).unwrap();
-    assert_eq!((d.event_status(event(9)), d.stats()), (status, &stats));
-    // A wait for what was recorded before passes; work goes on where it was.
-    d.push(5 * MS, key(4), Item::WaitEvent(event(9))).unwrap();
-    d.push(5 * MS, key(4), op(2, Phase::Prefill, 2)).unwrap();
-    assert_eq!(step(&mut d, 5 * MS), [Action::Submit { token: 2, stream: key(4) }]);
-    d.complete(7 * MS, 2);
-    step(&mut d, 7 * MS);
-    let replayed = d.take_record().unwrap().replay().unwrap();
-    assert_eq!(replayed.decisions, 1);
+fn a_recording_begins_under_load_and_changes_nothing() {
+    for name in PolicyName::ALL {
+        let mut load = Load::new(name);
+        load.run(150);
+        assert!(load.d.queued() > 20 && load.d.in_flight() > 0, "{}: under load", name.name());
+        load.d.start_record(ROOM);
+        load.run(75);
+        let half = load.d.copy_record().unwrap();
+        load.run(75);
+        let whole = recorded(&mut load.d);
+        assert_eq!(whole.forgotten(), 0);
+        let replayed = whole.replay().unwrap();
+        let half = Record::from_bytes(half.to_bytes("{}")).unwrap().replay().unwrap();
+        assert!(half.decisions > 20 && replayed.decisions > half.decisions, "{half:?} {replayed:?}");
+        // The replaying dispatcher ends where the recorded one does, counters and all.
+        let mut again = whole.dispatcher().unwrap();
+        whole.replay_on(&mut again, &mut ()).unwrap();
+        assert_eq!((again.stats(), again.queued()), (load.d.stats(), load.d.queued()));
+        // And the recorded one where one without a recording does.
+        let mut unrecorded = Load::new(name);
+        unrecorded.run(300);
+        assert_eq!(unrecorded.d.stats(), load.d.stats());
+    }
+}
+
+#[test]
+fn a_full_ring_forgets_the_oldest_and_still_replays() {
+    for bytes_max in [0, 2_000, 50_000] {
+        let mut load = Load::new(PolicyName::Phase);
+        load.d.start_record(RecordLimits { bytes_max, span: Nanos::MAX });
+        for _ in 0..40 {
+            load.run(50);
+            let (_, held, since) = load.d.recording().unwrap();
+            // A state under load is some kilobytes, and a piece is at least as large.
+            assert!(held <= bytes_max.max(30_000), "{held} bytes");
+            assert!(since <= load.now);
+        }
+        let record = recorded(&mut load.d);
+        assert!(record.forgotten() > 0);
+        let mut end = record.dispatcher().unwrap();
+        assert!(record.replay_on(&mut end, &mut ()).unwrap().decisions > 0);
+        assert_eq!(end.stats(), load.d.stats());
+    }
+}
+
+#[test]
+fn a_ring_of_seconds_keeps_the_last_ones() {
+    let span = 200 * MS;
+    let mut load = Load::new(PolicyName::Fifo);
+    load.d.start_record(RecordLimits { bytes_max: 1 << 24, span });
+    load.run(1000);
+    let (_, _, since) = load.d.recording().unwrap();
+    // At least the span, at most an eighth more.
+    let kept = load.now - since;
+    assert!((span..=span + span / 8 + MS).contains(&kept), "{} ms kept", kept / MS);
+    recorded(&mut load.d).replay().unwrap();
 }
 
 #[test]
 fn bytes_that_are_no_record_are_refused() {
-    let record = busy_run(PolicyConfig::named(PolicyName::Phase), ROOM).take_record().unwrap();
-    let bytes = record.bytes();
-    for cut in [0, 5, 9, 20] {
-        assert!(Record::from_bytes(bytes[..cut].to_vec()).is_err(), "{cut} bytes");
+    let bytes = recorded(&mut busy_run(PolicyConfig::named(PolicyName::Phase), ROOM)).bytes().to_vec();
+    for cut in [0, 5, 7, 8, 9, 20, bytes.len() - 1] {
+        let error = Record::from_bytes(bytes[..cut].to_vec()).unwrap_err();
+        assert!(matches!(error, RecordError::Foreign | RecordError::Damaged), "{cut} bytes: {error}");
     }
-    let mut other = bytes.to_vec();
-    other[7] = b'9';
-    assert!(Record::from_bytes(other).unwrap_err().to_string().contains("version"));
-    // Whatever a byte is changed to: an error or another record, never a panic or a run without end.
-    for at in 0..bytes.len() {
-        for value in [0, 0x7f, 0xff] {
-            let mut broken = bytes.to_vec();
-            broken[at] = value;
-            if let Ok(record) = Record::from_bytes(broken) {
-                assert!(record.entries().unwrap().count() <= bytes.len());
-            }
+    let with = |at: usize, value: u8| {
+        let mut other = bytes.clone();
+        other[at] = value;
+        Record::from_bytes(other).unwrap_err()
+    };
+    assert_eq!(with(7, b'9'), RecordError::Version('9'));
+    assert!(with(7, b'9').to_string().contains("version"));
+    // Any changed byte is noticed.
+    for (at, &byte) in bytes.iter().enumerate().skip(8) {
+        assert_eq!(with(at, byte ^ 0x10), RecordError::Damaged, "byte {at}");
+    }
+    // Another build, checksum and all.
+    let mut other = bytes.clone();
+    other[9] = if other[9] == b'0' { b'1' } else { b'0' };
+    let body = other.len() - 4;
+    let sum = crc32fast::hash(&other[..body]);
+    other[body..].copy_from_slice(&sum.to_le_bytes());
+    let error = Record::from_bytes(other).unwrap_err();
+    assert!(matches!(error, RecordError::Build(_)) && error.to_string().contains("another build"), "{error}");
+}
+
+#[test]
+fn a_spectator_sees_every_hold_back_that_was_counted() {
+    struct Holds(Vec<HoldSpan>);
+    impl Spectator for Holds {
+        fn after(&mut self, _: &RecordEntry, _: &[Action], dispatcher: &mut Dispatcher) {
+            self.0.extend(dispatcher.take_holds());
         }
     }
-    let cut = Record::from_bytes(bytes[..bytes.len() - 1].to_vec()).unwrap();
-    assert!(matches!(cut.replay(), Err(ReplayError::Malformed(_))));
+    for name in [PolicyName::Fifo, PolicyName::StaticRatio, PolicyName::Phase] {
+        let mut load = Load::new(name);
+        load.d.start_record(RecordLimits { bytes_max: 1 << 20, span: Nanos::MAX });
+        load.run(400);
+        let record = recorded(&mut load.d);
+        let mut again = record.dispatcher().unwrap();
+        again.watch_holds();
+        let mut holds = Holds(Vec::new());
+        record.replay_on(&mut again, &mut holds).unwrap();
+        let (open, stats) = (again.held().count(), load.d.stats());
+        let counted: u64 = stats.holds.iter().map(|h| h.count).sum();
+        assert!(counted > 0 && (counted > 10 || name == PolicyName::Phase), "{counted} under {}", name.name());
+        assert_eq!(holds.0.len() + open, counted as usize);
+        for reason in HoldReason::ALL {
+            let total: Nanos = holds.0.iter().filter(|h| h.reason == reason).map(|h| h.ended - h.since).sum();
+            assert_eq!(total, stats.holds[reason.index()].total_ns, "{}", reason.name());
+        }
+    }
 }

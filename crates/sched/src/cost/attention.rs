@@ -15,9 +15,10 @@ use acl_abi::{OpCall, TensorDesc};
 /// What an attention operator works on, summed over its sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct AttentionBatch {
-    /// Sequences with one query token.
+    /// Sequences with one query token and keys before it. A batch in which no sequence has more than a key counts as
+    /// prompts of one token.
     pub decoding: u64,
-    /// Sequences with more.
+    /// Other sequences.
     pub prefilling: u64,
     /// Query tokens of all sequences.
     pub query_tokens: u64,
@@ -86,8 +87,9 @@ fn first(call: &OpCall, position: usize) -> Option<&TensorDesc> {
     call.tensor(position).or_else(|| call.tensor_list(position)?.first())
 }
 
-/// Reads the batch out of `call`; `None` where the shapes do not fit the layout.
-pub(super) fn batch(call: &OpCall, p: &AttentionParams) -> Option<AttentionBatch> {
+/// Reads the batch out of `call`; `None` where the shapes do not fit the layout. `each` gets the query and key tokens of
+/// every sequence that is no padding.
+pub(super) fn batch(call: &OpCall, p: &AttentionParams, mut each: impl FnMut(u64, u64)) -> Option<AttentionBatch> {
     let query = call.tensor(p.query.into())?;
     let key = first(call, p.key.into())?;
     let layout = Layout::of(call.str(p.layout.into())?, query.ndim)?;
@@ -131,6 +133,7 @@ pub(super) fn batch(call: &OpCall, p: &AttentionParams) -> Option<AttentionBatch
     let mut sum = AttentionBatch { heads, kv_heads, head_dim, rope_dim, ..AttentionBatch::default() };
     let mask = Mask::of(call, p);
     let (mut q_before, mut kv_before) = (0i64, 0i64);
+    let mut first_tokens = 0;
     for i in 0..sequences.min(SEQUENCES_MAX) as usize {
         let q = match q_lens {
             _ if p.one_query_token => 1,
@@ -158,15 +161,19 @@ pub(super) fn batch(call: &OpCall, p: &AttentionParams) -> Option<AttentionBatch
         if q == 0 || kv == 0 {
             continue;
         }
-        if q == 1 {
-            sum.decoding += 1;
-        } else {
-            sum.prefilling += 1;
+        each(q, kv);
+        match (q, kv) {
+            (1, 1) if !p.one_query_token => first_tokens += 1,
+            (1, _) => sum.decoding += 1,
+            _ => sum.prefilling += 1,
         }
         sum.query_tokens = sum.query_tokens.saturating_add(q);
         sum.key_tokens = sum.key_tokens.saturating_add(kv);
         sum.scores = sum.scores.saturating_add(mask.scores(q, kv));
     }
+    // Beside others that decode, a sequence with one key is the padding of a captured graph.
+    let fresh = if sum.decoding == 0 { &mut sum.prefilling } else { &mut sum.decoding };
+    *fresh += first_tokens;
     Some(sum)
 }
 

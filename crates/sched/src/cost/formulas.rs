@@ -51,33 +51,7 @@ pub fn work(call: &OpCall) -> Work {
     }
 }
 
-/// What an attention operator works on; `None` for other operators.
-pub(crate) fn attention_batch(call: &OpCall) -> Option<attention::AttentionBatch> {
-    match &plan::of(call.op).compute {
-        Compute::Attention(params) => attention::batch(call, params),
-        _ => None,
-    }
-}
-
-/// Rows (tokens) of the left operand of a two-dimensional product; `None` for other operators.
-pub(crate) fn product_rows(call: &OpCall) -> Option<u64> {
-    match plan::of(call.op).compute {
-        Compute::Product { a, .. } => {
-            let t = tensors(call, a.into()).first()?;
-            let (_, rest) = t.dims().split_last()?;
-            Some(rest.iter().fold(1u64, |n, &d| n.saturating_mul(d.max(0) as u64)))
-        }
-        _ => None,
-    }
-}
-
-/// Tokens that a table lookup begins a step with; `None` for other operators.
-pub(crate) fn lookup_tokens(call: &OpCall) -> Option<u64> {
-    let indices = plan::of(call.op).lookup?;
-    Some(call.tensor(indices.into())?.elements())
-}
-
-fn tensors(call: &OpCall, position: usize) -> &[TensorDesc] {
+pub(super) fn tensors(call: &OpCall, position: usize) -> &[TensorDesc] {
     match call.args.get(position) {
         Some(Arg::Tensor(i)) => call.tensors.get(usize::from(*i)..=usize::from(*i)).unwrap_or_default(),
         Some(Arg::TensorList { .. }) => call.tensor_list(position).unwrap_or_default(),
@@ -220,7 +194,7 @@ fn cube_factor(call: &OpCall, a: u8, b: u8, cube_math: Option<u8>) -> f64 {
 }
 
 fn attention_work(call: &OpCall, plan: &Plan, params: &AttentionParams) -> Work {
-    let Some(batch) = attention::batch(call, params) else {
+    let Some(batch) = attention::batch(call, params, |_, _| ()) else {
         return Work { hbm_bytes: traffic(call, plan), class: OpClass::Matmul, ..Work::default() };
     };
     let size = |p: u8| tensors(call, p.into()).first().map_or(2.0, |t| f64::from(t.dtype.bits()) / 8.0);

@@ -9,6 +9,7 @@
 //! `t = max(cube/(peak·0.7), vector/(peak·0.7), bytes/(bandwidth·0.6)) + static`.
 
 mod attention;
+mod evidence;
 mod formulas;
 pub mod model;
 mod plan;
@@ -18,8 +19,8 @@ mod tests;
 mod vector;
 
 pub use attention::AttentionBatch;
+pub(crate) use evidence::{Evidence, evidence, sequences};
 pub use formulas::work;
-pub(crate) use formulas::{attention_batch, lookup_tokens, product_rows};
 pub use profile::{Demand, Profile};
 
 /// What bounds the fixed part of an operator's time.

@@ -64,6 +64,8 @@ pub(super) struct Plan {
     pub written: u64,
     /// Looks up rows of a table by token: begins a step.
     pub lookup: Option<u8>,
+    /// Normalises the scores of attention that is spelt out in single operators.
+    pub softmax: Option<u8>,
 }
 
 /// The plan of an operator.
@@ -240,12 +242,13 @@ fn build(signature: &'static Signature) -> Plan {
         }
         _ => vector(name),
     };
+    let softmax = if name.ends_with("Softmax") && !name.starts_with("Log") { at(&["self", "x"]) } else { None };
     let class = match compute {
         _ if is_collective(name) => OpClass::Communication,
         Compute::Product { .. } | Compute::Attention(_) | Compute::Convolution { .. } => OpClass::Matmul,
         _ => OpClass::Vector,
     };
-    Plan { compute, class, skip, twice, written, lookup }
+    Plan { compute, class, skip, twice, written, lookup, softmax }
 }
 
 #[cfg(test)]

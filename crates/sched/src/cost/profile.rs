@@ -6,6 +6,7 @@
 
 use super::{OpClass, Work};
 use crate::{Nanos, nanos};
+use serde::{Deserialize, Serialize};
 
 /// One device model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +44,7 @@ pub struct Profile {
 }
 
 /// Time that an operator needs of each resource at full rate, and alone.
-#[derive(Clone, Copy, Debug, PartialEq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Demand {
     /// Seconds of the cube cores.
     pub cube: f64,

@@ -23,6 +23,7 @@ const ELEMENTWISE: &[(f32, &[&str])] = &[
             "BitwiseXor",
             "Cast",
             "Ceil",
+            "Complex",
             "ClampMax",
             "ClampMin",
             "Copy",
@@ -50,6 +51,7 @@ const ELEMENTWISE: &[(f32, &[&str])] = &[
             "Ne",
             "Neg",
             "NpuFormatCast",
+            "Real",
             "Relu",
             "RightShift",
             "Round",
@@ -298,6 +300,10 @@ const SORTS: &[&str] = &[
 /// Operators that look each element up in a sorted sequence: the steps of a binary search in one of 128 Ki.
 const SEARCHES: &[&str] = &["SearchSorted", "Bucketize"];
 
+/// Solutions and decompositions of matrices, whose steps an element grow with the matrix: those of one with 64 rows.
+const SOLVERS: &[&str] =
+    &["Inverse", "LinalgCholesky", "LinalgQr", "Logdet", "Qr", "Slogdet", "Svd", "TriangularSolve"];
+
 /// Normalisations, position embeddings and the like, by a part of the name.
 const PARTS: &[(f32, &str)] = &[
     (8.0, "Softmax"),
@@ -369,6 +375,9 @@ pub(super) fn rule(name: &str) -> Option<Compute> {
     if begins(RANDOM) {
         return Some(PerOutput(20.0));
     }
+    if SOLVERS.contains(&stem) {
+        return Some(PerInput(64.0));
+    }
     if begins(REDUCTIONS) || name == "All" {
         return Some(PerInput(1.0));
     }
@@ -420,6 +429,12 @@ mod tests {
             ("InplaceMaskedFillScalar", "PerOutput(2.0)"),
             ("MaskedSelect", "PerOutput(1.0)"),
             ("All", "PerInput(1.0)"),
+            ("AvgPool2dBackward", "PerInput(1.0)"),
+            ("UpsampleBicubic2dAAGrad", "PerInput(1.0)"),
+            ("ReflectionPad3d", "PerOutput(1.0)"),
+            ("InplaceRReluWithNoise", "PerOutput(20.0)"),
+            ("TriangularSolve", "PerInput(64.0)"),
+            ("Complex", "PerOutput(1.0)"),
         ] {
             let rule = rule(name).unwrap_or_else(|| panic!("{name} has no rule"));
             assert_eq!(format!("{rule:?}"), want, "{name}");

@@ -1,7 +1,7 @@
 //! Bytes of a decision record: a tag and its fields, whole numbers as LEB128, times as the difference to the one before.
 
-use super::record::Entry;
-use super::{Action, EventKey, FlagKey, HintInput, HintKind, Item, Limits, SessionParams, StreamKey, Window};
+use super::record::{Aside, Entry};
+use super::{Action, EventKey, FlagKey, HintInput, HintKind, Item, Label, SessionParams, StreamKey};
 use crate::{Demand, Nanos, Phase, PolicyConfig};
 
 /// Bytes that are no record.
@@ -14,7 +14,7 @@ pub struct Malformed {
     pub what: &'static str,
 }
 
-/// Writes into a buffer that does not grow beyond its capacity as long as the caller looks at [`Writer::len`].
+/// Writes entries behind each other.
 #[derive(Debug)]
 pub(super) struct Writer {
     bytes: Vec<u8>,
@@ -22,8 +22,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), time: 0 }
+    /// The first entry's time is a difference to `time`.
+    pub fn new(time: Nanos, capacity: usize) -> Self {
+        Self { bytes: Vec::with_capacity(capacity), time }
     }
 
     pub fn into_bytes(self) -> Vec<u8> {
@@ -34,13 +35,9 @@ impl Writer {
         self.bytes.len()
     }
 
-    pub fn mark(&self) -> (usize, Nanos) {
-        (self.bytes.len(), self.time)
-    }
-
-    pub fn back_to(&mut self, (len, time): (usize, Nanos)) {
-        self.bytes.truncate(len);
-        self.time = time;
+    /// Time of the last entry.
+    pub fn time(&self) -> Nanos {
+        self.time
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {
@@ -60,7 +57,7 @@ impl Writer {
     }
 
     /// Callers may pass a time that is late; most pass one that is not.
-    fn time(&mut self, now: Nanos) {
+    fn put_time(&mut self, now: Nanos) {
         let step = now.wrapping_sub(self.time) as i64;
         self.whole((step << 1 ^ step >> 63) as u64);
         self.time = now;
@@ -81,36 +78,28 @@ impl Writer {
         self.whole(key.flag.into());
     }
 
-    pub fn limits(&mut self, limits: &Limits) {
-        let (kind, a, b) = match limits.window {
-            Window::Adaptive { handoff, max } => (0, handoff, max),
-            Window::Fixed(n) => (1, 0, n),
-        };
-        self.whole(kind);
-        self.whole(a);
-        self.whole(b.into());
-        for n in [
-            limits.sessions_max,
-            limits.streams_per_session_max,
-            limits.items_per_session_max,
-            limits.events_per_session_max,
-            limits.requests_per_session_max,
-            limits.flags_per_session_max,
-        ] {
-            self.whole(n as u64);
-        }
+    /// Bytes behind their length.
+    pub fn text(&mut self, bytes: &[u8]) {
+        self.whole(bytes.len() as u64);
+        self.raw(bytes);
     }
 
-    pub fn policy(&mut self, config: &PolicyConfig) {
-        let json = config.to_json();
-        self.whole(json.len() as u64);
-        self.raw(json.as_bytes());
+    /// What stands before the entries: how many came before, their time, the state.
+    pub fn head(&mut self, forgotten: u64, state: &[u8]) {
+        self.whole(forgotten);
+        self.whole(self.time);
+        self.text(state);
+    }
+
+    fn policy(&mut self, config: &PolicyConfig) {
+        self.text(&postcard::to_allocvec(config).unwrap_or_default());
     }
 
     fn item(&mut self, item: &Item) {
         match *item {
-            Item::Op { token, solo, demand, phase } => {
+            Item::Op { token, solo, demand, phase, label } => {
                 self.whole(phase.index() as u64);
+                self.whole(label.number().into());
                 self.whole(token);
                 self.whole(solo);
                 for part in [demand.cube, demand.vector, demand.hbm, demand.static_s, demand.solo_s] {
@@ -172,17 +161,17 @@ impl Writer {
         match entry {
             Entry::Push(now, key, item) => {
                 self.whole(0);
-                self.time(*now);
+                self.put_time(*now);
                 self.stream(*key);
                 self.item(item);
             }
             Entry::Step(now) => {
                 self.whole(1);
-                self.time(*now);
+                self.put_time(*now);
             }
             Entry::Complete(now, token) => {
                 self.whole(2);
-                self.time(*now);
+                self.put_time(*now);
                 self.whole(*token);
             }
             Entry::Decided(Action::Submit { token, stream }) => {
@@ -202,7 +191,7 @@ impl Writer {
             }
             Entry::CloseSession(now, session) => {
                 self.whole(6);
-                self.time(*now);
+                self.put_time(*now);
                 self.whole(*session);
             }
             Entry::OpenStream(key, priority) => {
@@ -212,12 +201,12 @@ impl Writer {
             }
             Entry::CloseStream(now, key) => {
                 self.whole(8);
-                self.time(*now);
+                self.put_time(*now);
                 self.stream(*key);
             }
             Entry::NotifyEvent(now, event, token) => {
                 self.whole(9);
-                self.time(*now);
+                self.put_time(*now);
                 self.event(*event);
                 self.whole(*token);
             }
@@ -227,24 +216,32 @@ impl Writer {
             }
             Entry::NotifyDevice(now, session, token) => {
                 self.whole(11);
-                self.time(*now);
+                self.put_time(*now);
                 self.whole(*session);
                 self.whole(*token);
             }
             Entry::Hint(now, session, hint) => {
                 self.whole(12);
-                self.time(*now);
+                self.put_time(*now);
                 self.whole(*session);
                 self.hint(hint);
             }
             Entry::ReleaseFlag(now, flag) => {
                 self.whole(14);
-                self.time(*now);
+                self.put_time(*now);
                 self.flag(*flag);
             }
             Entry::SetPolicy(config) => {
                 self.whole(13);
                 self.policy(config);
+            }
+            Entry::Aside(Aside { session, label, phase, solo, began, ended }) => {
+                self.whole(15);
+                self.put_time(*ended);
+                self.whole(ended.saturating_sub(*began));
+                for n in [*session, label.number().into(), phase.index() as u64, *solo] {
+                    self.whole(n);
+                }
             }
         }
     }
@@ -280,14 +277,6 @@ impl<'a> Reader<'a> {
                 Ok(bytes)
             }
             None => self.wrong("ends in the middle of an entry"),
-        }
-    }
-
-    pub fn expect(&mut self, want: &[u8]) -> Read<()> {
-        if self.take(want.len())? == want {
-            Ok(())
-        } else {
-            self.wrong("another beginning than a record of this version")
         }
     }
 
@@ -336,34 +325,45 @@ impl<'a> Reader<'a> {
         Ok(FlagKey { session: self.whole()?, flag: self.narrow()? })
     }
 
-    pub fn limits(&mut self) -> Read<Limits> {
-        let (kind, handoff, n) = (self.whole()?, self.whole()?, self.narrow()?);
-        let window = match kind {
-            0 => Window::Adaptive { handoff, max: n },
-            1 => Window::Fixed(n),
-            _ => return self.wrong("a kind of window"),
-        };
-        Ok(Limits {
-            window,
-            sessions_max: self.narrow()?,
-            streams_per_session_max: self.narrow()?,
-            items_per_session_max: self.narrow()?,
-            events_per_session_max: self.narrow()?,
-            requests_per_session_max: self.narrow()?,
-            flags_per_session_max: self.narrow()?,
-        })
+    /// See [`Writer::text`].
+    pub fn text(&mut self) -> Read<&'a str> {
+        std::str::from_utf8(self.block()?).or_else(|_| self.wrong("text"))
     }
 
-    pub fn policy(&mut self) -> Read<PolicyConfig> {
+    fn block(&mut self) -> Read<&'a [u8]> {
         let len = self.narrow()?;
-        let json = std::str::from_utf8(self.take(len)?);
-        json.ok().and_then(|json| json.parse().ok()).map_or_else(|| self.wrong("a policy"), Ok)
+        self.take(len)
+    }
+
+    /// See [`Writer::head`].
+    pub fn head(&mut self) -> Read<(u64, &'a [u8])> {
+        let forgotten = self.whole()?;
+        self.time = self.whole()?;
+        Ok((forgotten, self.block()?))
+    }
+
+    fn policy(&mut self) -> Read<PolicyConfig> {
+        let bytes = self.block()?;
+        postcard::from_bytes(bytes).or_else(|_| self.wrong("a policy"))
+    }
+
+    fn phase(&mut self) -> Read<Phase> {
+        let index = self.narrow::<usize>()?;
+        Phase::ALL.get(index).copied().map_or_else(|| self.wrong("a phase"), Ok)
+    }
+
+    fn aside(&mut self) -> Read<Aside> {
+        let ended = self.time()?;
+        let began = ended.saturating_sub(self.whole()?);
+        let (session, label) = (self.whole()?, Label::from_number(self.narrow()?));
+        Ok(Aside { session, label, phase: self.phase()?, solo: self.whole()?, began, ended })
     }
 
     fn item(&mut self) -> Read<Item> {
         Ok(match self.whole()? {
             phase @ 0..=3 => Item::Op {
                 phase: Phase::ALL[phase as usize],
+                label: Label::from_number(self.narrow()?),
                 token: self.whole()?,
                 solo: self.whole()?,
                 demand: Demand {
@@ -422,6 +422,7 @@ impl<'a> Reader<'a> {
             12 => Entry::Hint(self.time()?, self.whole()?, self.hint()?),
             13 => Entry::SetPolicy(self.policy()?),
             14 => Entry::ReleaseFlag(self.time()?, self.flag()?),
+            15 => Entry::Aside(self.aside()?),
             _ => return self.wrong("a kind of entry"),
         })
     }

@@ -7,10 +7,11 @@
 use super::stream::{MarkId, Place};
 use super::{EventKey, EventStatus, Token};
 use crate::Nanos;
-use std::collections::HashMap;
+use foldhash::HashMap;
+use serde::{Deserialize, Serialize};
 
 /// A pending record.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Mark {
     event: EventKey,
     /// Stream that records, and where.
@@ -22,15 +23,17 @@ pub(super) struct Mark {
     pub tokens: Vec<Token>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Event {
     mark: MarkId,
     time: Option<Nanos>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Events {
+    #[serde(serialize_with = "super::sorted")]
     events: HashMap<EventKey, Event>,
+    #[serde(serialize_with = "super::sorted")]
     marks: HashMap<MarkId, Mark>,
     minted: MarkId,
     /// Marks that the host waits for, in the order in which it began to.
@@ -108,20 +111,6 @@ impl Events {
     pub fn unblock(&mut self, mark: MarkId, stream: usize) {
         if let Some(m) = self.marks.get_mut(&mark) {
             m.streams.retain(|&s| s != stream);
-        }
-    }
-
-    /// Every event that has a record, in order of key, and when that completed.
-    pub fn known(&self) -> Vec<(EventKey, Option<Nanos>)> {
-        let mut known: Vec<_> = self.events.iter().map(|(&key, event)| (key, event.time)).collect();
-        known.sort_unstable_by_key(|(key, _)| *key);
-        known
-    }
-
-    /// When the last record of an event completed, as told elsewhere.
-    pub fn set_time(&mut self, event: EventKey, time: Option<Nanos>) {
-        if let Some(event) = self.events.get_mut(&event) {
-            event.time = time;
         }
     }
 

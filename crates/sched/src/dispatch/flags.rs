@@ -6,10 +6,11 @@
 //!
 //! A flag exists from its first mention until it is released and no queued wait refers to it.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
+use serde::{Deserialize, Serialize};
 
 /// A flag of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FlagKey {
     /// Session.
     pub session: u64,
@@ -17,7 +18,7 @@ pub struct FlagKey {
     pub flag: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Flag {
     set: bool,
     released: bool,
@@ -29,8 +30,9 @@ struct Flag {
     granted: Vec<usize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Flags {
+    #[serde(serialize_with = "super::sorted")]
     flags: HashMap<FlagKey, Flag>,
 }
 
@@ -41,13 +43,6 @@ impl Flags {
 
     pub fn count(&self, session: u64) -> usize {
         self.flags.keys().filter(|key| key.session == session).count()
-    }
-
-    /// Flags that are set, in order of key.
-    pub fn set_now(&self) -> Vec<FlagKey> {
-        let mut set: Vec<_> = self.flags.iter().filter(|(_, f)| f.set).map(|(&key, _)| key).collect();
-        set.sort_unstable();
-        set
     }
 
     /// All flags of all sessions.

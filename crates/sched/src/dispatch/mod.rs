@@ -22,29 +22,36 @@ mod events;
 mod flags;
 mod record;
 mod release;
+mod replay;
 mod settle;
+mod state;
 mod stats;
 mod stream;
 mod types;
 
 pub use codec::Malformed;
 pub use flags::FlagKey;
-pub use record::{Busy, Entry as RecordEntry, Record, ReplayError, Replayed};
-pub use stats::{HoldReason, HoldStats, PredictionStats, Stats};
+pub use record::{Aside, Entry as RecordEntry, RecordLimits, Recording};
+pub use replay::{Record, RecordError, ReplayError, Replayed, Spectator};
+pub(crate) use state::sorted;
+pub use stats::{HoldReason, HoldStats, PredictionStats, SIZES, Stats, size, size_from};
 pub use stream::Op;
 pub(crate) use stream::Stream;
 pub use types::{
-    Action, EventKey, EventStatus, HintInput, HintKind, Item, Limits, Refused, SessionParams, StreamKey, Token, Window,
+    Action, EventKey, EventStatus, HintInput, HintKind, Item, Label, Limits, Refused, SessionParams, StreamKey, Token,
+    Window,
 };
 
-use crate::Nanos;
+use crate::policy::learn::Learner;
 use crate::policy::{self, Board, Policy, PolicyConfig, StreamInfo};
+use crate::{Nanos, Phase};
 use events::Events;
 use flags::Flags;
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
+use serde::{Deserialize, Serialize};
 use stream::{Entry, Held, Place};
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Session {
     params: SessionParams,
     streams: Vec<usize>,
@@ -53,7 +60,7 @@ struct Session {
 }
 
 /// A device-wide waiter: one marker on every stream that was busy.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Fence {
     token: Token,
     /// Where the markers stand that have not been reached.
@@ -64,6 +71,8 @@ struct Fence {
 pub struct Dispatcher {
     config: PolicyConfig,
     policy: Box<dyn Policy>,
+    /// Measures predictions for a policy that does not.
+    meter: Option<Learner>,
     limits: Limits,
     now: Nanos,
     seq: u64,
@@ -89,14 +98,52 @@ pub struct Dispatcher {
     wake: Option<Nanos>,
     stats: Stats,
     recorder: Option<record::Recorder>,
+    /// Hold-backs that have ended, while somebody watches ([`Dispatcher::watch_holds`]).
+    holds_watched: Option<Vec<HoldSpan>>,
+}
+
+/// A hold-back that has ended: what counts once in [`Stats::holds`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldSpan {
+    /// Whose next operator waited.
+    pub stream: StreamKey,
+    /// The operator.
+    pub token: Token,
+    /// Its phase.
+    pub phase: Phase,
+    /// Why.
+    pub reason: HoldReason,
+    /// From here …
+    pub since: Nanos,
+    /// … to here.
+    pub ended: Nanos,
+    /// Ended by the age bound.
+    pub expired: bool,
+}
+
+/// A stream whose next operator could be submitted now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ready {
+    /// The stream.
+    pub stream: StreamKey,
+    /// Its next operator.
+    pub op: Op,
+    /// Since when.
+    pub since: Nanos,
+    /// Operators of the stream that the device holds.
+    pub in_flight: u32,
+    /// Why it waits, since when, and until when if nothing happens before; `None` before the next step has decided.
+    pub held: Option<(HoldReason, Nanos, Option<Nanos>)>,
 }
 
 impl Dispatcher {
     /// An empty dispatcher.
     pub fn new(config: PolicyConfig, limits: Limits) -> Self {
+        let policy = policy::build(&config, limits.requests_per_session_max);
         Self {
             config,
-            policy: policy::build(&config, limits.requests_per_session_max),
+            meter: (!policy.measures()).then(Learner::new),
+            policy,
             limits,
             now: 0,
             seq: 0,
@@ -117,6 +164,7 @@ impl Dispatcher {
             wake: None,
             stats: Stats::default(),
             recorder: None,
+            holds_watched: None,
         }
     }
 
@@ -231,9 +279,9 @@ impl Dispatcher {
             return Err(Refused::TooManyItems(self.limits.items_per_session_max));
         }
         let entry = match item {
-            Item::Op { token, solo, demand, phase } => {
+            Item::Op { token, solo, demand, phase, label } => {
                 self.seq += 1;
-                let op = Op { token, solo, demand, phase, seq: self.seq, pushed: now };
+                let op = Op { token, solo, demand, phase, label, seq: self.seq, pushed: now };
                 self.policy.pushed(now, index, &op);
                 Entry::Op { op, done: false }
             }
@@ -395,6 +443,9 @@ impl Dispatcher {
         self.stats.completed[op.phase.index()] += 1;
         let solo = &mut self.stats.completed_solo_ns[op.phase.index()];
         *solo = solo.saturating_add(op.solo);
+        if let Some(meter) = &mut self.meter {
+            meter.completed(now, index, &mut self.stats);
+        }
         self.policy.completed(now, index, &op, &mut self.stats);
         self.work.push(index);
         self.settle(now);
@@ -426,9 +477,7 @@ impl Dispatcher {
             }
         }
         self.hold_the_rest(now);
-        for &action in &out[before..] {
-            self.log(|| RecordEntry::Decided(action));
-        }
+        self.log_decisions(&out[before..]);
     }
 
     /// When [`Dispatcher::step`] must run again at the latest, with no other input: a hold-back wants to be looked at.
@@ -438,16 +487,19 @@ impl Dispatcher {
 
     /// Changes the policy. Queued and running work is kept; what the old policy had learnt is not.
     pub fn set_policy(&mut self, config: PolicyConfig) {
-        let config = if self.recorder.is_some() { record::as_read_back(config) } else { config };
         self.log(|| RecordEntry::SetPolicy(config));
         self.config = config;
         self.policy = policy::build(&config, self.limits.requests_per_session_max);
+        self.meter = (!self.policy.measures()).then(Learner::new);
         for (index, stream) in self.streams.iter().enumerate() {
             let Some(stream) = stream else { continue };
             self.policy.opened(index, &info(stream));
             for (op, in_flight) in stream.ops() {
                 self.policy.pushed(op.pushed, index, op);
                 if in_flight {
+                    if let Some(meter) = &mut self.meter {
+                        meter.submitted(self.now, index, op);
+                    }
                     self.policy.submitted(self.now, index, op);
                 }
             }
@@ -485,6 +537,37 @@ impl Dispatcher {
         })
     }
 
+    /// The largest time seen.
+    pub fn now(&self) -> Nanos {
+        self.now
+    }
+
+    /// Streams whose next operator could be submitted now.
+    pub fn ready(&self) -> impl Iterator<Item = Ready> {
+        self.ready.iter().filter_map(|&i| {
+            let stream = self.streams[i].as_ref()?;
+            let held = stream.held.map(|h| (h.reason, h.since, h.until));
+            let (since, in_flight) = (stream.ready_since, stream.in_flight);
+            Some(Ready { stream: stream.key, op: *stream.next_op()?, since, in_flight, held })
+        })
+    }
+
+    /// Every operator that is not complete, by stream and in order; true where the device has it.
+    pub fn operators(&self) -> impl Iterator<Item = (StreamKey, Op, bool)> {
+        let streams = self.streams.iter().flatten();
+        streams.flat_map(|stream| stream.ops().map(|(&op, in_flight)| (stream.key, op, in_flight)))
+    }
+
+    /// From now on every hold-back is noted when it ends, for [`Dispatcher::take_holds`].
+    pub fn watch_holds(&mut self) {
+        self.holds_watched = Some(Vec::new());
+    }
+
+    /// Hold-backs that ended since the last call.
+    pub fn take_holds(&mut self) -> Vec<HoldSpan> {
+        self.holds_watched.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     fn advance(&mut self, now: Nanos) -> Nanos {
         self.now = self.now.max(now);
         self.now
@@ -497,8 +580,9 @@ impl Dispatcher {
         };
         let key = stream.key;
         if choice.expired
-            && let Some(held) = stream.held
+            && let Some(held) = &mut stream.held
         {
+            held.expired = true;
             self.stats.holds[held.reason.index()].expired += 1;
         }
         let Some((op, number)) = stream.submit(now) else { return false };
@@ -506,6 +590,9 @@ impl Dispatcher {
         self.flying.insert(op.token, (index, number));
         self.stats.submitted[op.phase.index()] += 1;
         out.push(Action::Submit { token: op.token, stream: key });
+        if let Some(meter) = &mut self.meter {
+            meter.submitted(now, index, &op);
+        }
         self.policy.submitted(now, index, &op);
         self.work.push(index);
         self.settle(now);
@@ -519,7 +606,7 @@ impl Dispatcher {
             let index = self.ready[i];
             let Some(state) = self.streams[index].as_ref() else { continue };
             let Some(op) = state.next_op() else { continue };
-            let phase = op.phase;
+            let (phase, token) = (op.phase, op.token);
             let hold = self.policy.hold(now, &policy::Candidate { stream: index, state, op });
             if let Some(until) = hold.until {
                 // Something that is due already is looked at a little later, not at once and forever.
@@ -529,15 +616,23 @@ impl Dispatcher {
             if state.held.is_none_or(|h| h.reason != hold.reason) {
                 self.end_hold(now, index);
                 if let Some(stream) = self.streams[index].as_mut() {
-                    stream.held = Some(Held { phase, reason: hold.reason, since: now });
+                    let (reason, until, expired) = (hold.reason, hold.until, false);
+                    stream.held = Some(Held { phase, reason, since: now, until, expired, token });
                 }
                 self.stats.holds[hold.reason.index()].count += 1;
+            } else if let Some(held) = self.streams[index].as_mut().and_then(|s| s.held.as_mut()) {
+                held.until = hold.until;
             }
         }
     }
 
     fn end_hold(&mut self, now: Nanos, index: usize) {
-        let Some(held) = self.streams[index].as_mut().and_then(|s| s.held.take()) else { return };
+        let Some(stream) = self.streams[index].as_mut() else { return };
+        let Some(held) = stream.held.take() else { return };
+        if let Some(watched) = &mut self.holds_watched {
+            let Held { phase, reason, since, expired, token, .. } = held;
+            watched.push(HoldSpan { stream: stream.key, token, phase, reason, since, ended: now, expired });
+        }
         let ns = now - held.since;
         let stats = &mut self.stats.holds[held.reason.index()];
         stats.total_ns += ns;

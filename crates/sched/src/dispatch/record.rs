@@ -1,23 +1,30 @@
-//! Decision records: everything that went into a dispatcher and everything it decided, to ask another one the same.
+//! Decision records: everything that goes into a dispatcher and everything it decides, for as long as there is room.
 //!
-//! A dispatcher is a function of its inputs, so a record of them replays: [`Record::replay`] feeds a fresh dispatcher and
-//! compares every decision. That is how the daemon, a simulator and a changed policy are held against each other.
+//! A dispatcher is a function of its state and its inputs, so both together replay (`replay.rs`): that is how the daemon, a
+//! simulator and a changed policy are held against each other, and how a decision is explained afterwards.
 //!
-//! Off by default; then it costs one test an input. On, each input is 3 to 60 bytes behind those before, in a buffer of a
-//! fixed size that is taken when the recording starts: the data path does not allocate. A full buffer ends the record, which
-//! stays valid up to there, and counts what came after.
+//! A recording may begin at any time, under load too, and changes no decision. It is a ring of [`PIECES`] pieces. Each begins with
+//! the whole state (`state.rs`) and goes on with the inputs; when one is full the oldest goes. What is kept therefore reaches
+//! back for most of the room or of the time that was asked for, and begins where a state is known.
 //!
-//! A recording starts on an idle dispatcher, which it makes anew: sessions, streams, events and flags stay, what the policy and the
-//! windows have learnt does not, exactly as in the dispatcher that replays.
+//! Off by default; then it costs one test an input. On, each input is 3 to 60 bytes behind those before. Beginning a piece
+//! costs as much as there is queued, once in an eighth of the room.
 
-use super::codec::{Malformed, Reader, Writer};
-use super::{Action, Dispatcher, EventKey, FlagKey, HintInput, Item, Limits, SessionParams, StreamKey, Token};
-use crate::{Nanos, PolicyConfig};
+use super::codec::Writer;
+use super::{Action, Dispatcher, EventKey, FlagKey, HintInput, Item, Label, SessionParams, StreamKey, Token};
+use crate::{Nanos, Phase, PolicyConfig};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
-/// First bytes of a record; the digit is the layout's version.
-const MAGIC: &[u8] = b"vnpurec1";
-/// Room behind the limit, so that an entry can be written before it is known not to fit: policies are the largest, a few
-/// hundred bytes.
+/// First bytes of a record.
+pub(super) const MAGIC: &[u8] = b"vnpurec";
+/// The layout's version, the byte behind [`MAGIC`].
+pub(super) const VERSION: u8 = b'2';
+/// Tells builds apart whose saved states differ.
+pub(super) const BUILD: &str = env!("SCHED_SOURCES");
+/// Pieces of the ring: forgetting one loses an eighth.
+const PIECES: usize = 8;
+/// Room behind a piece's limit, so that the entry that fills it needs no allocation.
 const SLACK_BYTES: usize = 4096;
 
 /// One input or one decision.
@@ -51,255 +58,235 @@ pub enum Entry {
     Step(Nanos),
     /// What the step before decided, in order.
     Decided(Action),
+    /// [`Dispatcher::note_aside`].
+    Aside(Aside),
 }
 
-/// A finished record.
+/// Work that the device did without being asked by the dispatcher, as synchronous copies are. No input: it decides nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aside {
+    /// Whose.
+    pub session: u64,
+    /// What it is called.
+    pub label: Label,
+    /// Phase it is counted under.
+    pub phase: Phase,
+    /// Predicted time alone.
+    pub solo: Nanos,
+    /// When the device got it.
+    pub began: Nanos,
+    /// When it was complete.
+    pub ended: Nanos,
+}
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLimits {
+    /// Room, bytes. A state that is larger than an eighth of it takes more.
+    pub bytes_max: usize,
+    /// Time, nanoseconds: what is older goes, give or take an eighth. [`Nanos::MAX`] for as long as there is room.
+    pub span: Nanos,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Piece {
+    /// Time of the first entry's predecessor: times are differences.
+    base: Nanos,
+    began: Nanos,
+    state: Vec<u8>,
+    entries: Vec<u8>,
+    count: u64,
+}
+
+/// What a recording holds, cheap to take out of the dispatcher's thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    bytes: Vec<u8>,
-    /// Entries that found no room.
-    missing: u64,
+pub struct Recording {
+    pieces: Vec<Arc<Piece>>,
+    /// Entries that were forgotten.
+    forgotten: u64,
 }
 
-/// Why a recording does not start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a recording starts on an idle dispatcher; {items} items are queued or running")]
-pub struct Busy {
-    /// Entries of all queues, and answers not handed out.
-    pub items: usize,
-}
-
-/// Why a record does not replay.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum ReplayError {
-    /// Not a record, or not of this version.
-    #[error("not a decision record: {0}")]
-    Malformed(#[from] Malformed),
-    /// The dispatcher decided otherwise.
-    #[error("entry {entry}, step at {at} ns: recorded {recorded:?}, decided {decided:?}")]
-    Differs {
-        /// Number of the entry.
-        entry: u64,
-        /// Time of the step.
-        at: Nanos,
-        /// Decision in the record.
-        recorded: Option<Action>,
-        /// Decision of the replaying dispatcher.
-        decided: Option<Action>,
-    },
-}
-
-/// What a replay went through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Replayed {
-    /// Inputs.
-    pub inputs: u64,
-    /// Decisions, all of them the same.
-    pub decisions: u64,
+impl Recording {
+    /// A record as a file holds it. `about` is for whoever reads it, as JSON: nothing here looks at it.
+    pub fn to_bytes(&self, about: &str) -> Vec<u8> {
+        let entries: usize = self.pieces.iter().map(|p| p.entries.len()).sum();
+        let first = self.pieces.first();
+        let state = first.map_or(&[][..], |p| &p.state);
+        let mut writer = Writer::new(first.map_or(0, |p| p.base), entries + state.len() + about.len() + SLACK_BYTES);
+        writer.raw(MAGIC);
+        writer.raw(&[VERSION]);
+        writer.text(BUILD.as_bytes());
+        writer.text(about.as_bytes());
+        writer.head(self.forgotten, state);
+        for piece in &self.pieces {
+            writer.raw(&piece.entries);
+        }
+        let mut bytes = writer.into_bytes();
+        let sum = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        bytes
+    }
 }
 
 /// A record being written.
 #[derive(Debug)]
 pub(super) struct Recorder {
+    pub limits: RecordLimits,
+    full: VecDeque<Arc<Piece>>,
+    base: Nanos,
+    began: Nanos,
+    state: Vec<u8>,
     writer: Writer,
-    bytes_max: usize,
-    missing: u64,
+    count: u64,
+    /// Bytes and time at which the open piece is full.
+    full_at: (usize, Nanos),
+    forgotten: u64,
 }
 
 impl Recorder {
-    fn new(config: &PolicyConfig, limits: &Limits, bytes_max: usize) -> Self {
-        let mut writer = Writer::with_capacity(bytes_max + SLACK_BYTES);
-        writer.raw(MAGIC);
-        writer.limits(limits);
-        writer.policy(config);
-        Self { writer, bytes_max, missing: 0 }
+    fn new(limits: RecordLimits, now: Nanos, state: Vec<u8>) -> Self {
+        let writer = Writer::new(now, 0);
+        let mut recorder = Self {
+            limits,
+            full: VecDeque::new(),
+            base: now,
+            began: now,
+            state: Vec::new(),
+            writer,
+            count: 0,
+            full_at: (0, 0),
+            forgotten: 0,
+        };
+        recorder.open(now, state);
+        recorder
     }
 
-    pub fn append(&mut self, entry: &Entry) {
-        let before = self.writer.mark();
-        // What is behind a gap cannot be replayed.
-        if self.missing == 0 {
-            self.writer.entry(entry);
+    /// Begins a piece at the writer's place in time.
+    fn open(&mut self, now: Nanos, state: Vec<u8>) {
+        // A piece is never less than its state, or the ring would hold states and nothing else.
+        let room = (self.limits.bytes_max / PIECES).saturating_sub(state.len()).max(state.len());
+        self.base = self.writer.time();
+        self.writer = Writer::new(self.base, room + SLACK_BYTES);
+        self.full_at = (room, now.saturating_add(self.limits.span / PIECES as u64));
+        (self.began, self.state, self.count) = (now, state, 0);
+    }
+
+    fn is_full(&self, now: Nanos) -> bool {
+        self.writer.len() >= self.full_at.0 || now >= self.full_at.1
+    }
+
+    /// Closes the open piece and begins the next one.
+    fn turn(&mut self, now: Nanos, state: Vec<u8>) {
+        self.close();
+        self.open(now, state);
+        self.forget(now);
+    }
+
+    fn close(&mut self) {
+        let next = Writer::new(self.writer.time(), 0);
+        let writer = std::mem::replace(&mut self.writer, next);
+        let (state, entries) = (std::mem::take(&mut self.state), writer.into_bytes());
+        self.full.push_back(Arc::new(Piece { base: self.base, began: self.began, state, entries, count: self.count }));
+    }
+
+    /// Drops the oldest pieces while the others are as much as shall be kept.
+    fn forget(&mut self, now: Nanos) {
+        let size = |p: &Arc<Piece>| p.state.len() + p.entries.len();
+        let mut total = self.state.len() + self.full_at.0 + self.full.iter().map(size).sum::<usize>();
+        let needed_from = now.checked_sub(self.limits.span);
+        while let Some(piece) = self.full.front() {
+            let next_began = self.full.get(1).map_or(self.began, |p| p.began);
+            if total <= self.limits.bytes_max && needed_from.is_none_or(|t| next_began > t) {
+                break;
+            }
+            total -= size(piece);
+            self.forgotten += piece.count;
+            self.full.pop_front();
         }
-        if self.missing > 0 || self.writer.len() > self.bytes_max {
-            self.writer.back_to(before);
-            self.missing += 1;
-        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.state.len() + self.writer.len() + self.full.iter().map(|p| p.state.len() + p.entries.len()).sum::<usize>()
+    }
+
+    /// Since when.
+    pub fn since(&self) -> Nanos {
+        self.full.front().map_or(self.began, |p| p.began)
     }
 }
 
 impl Dispatcher {
-    /// Begins to record, into at most `bytes_max` bytes; drops a record that was under way.
-    ///
-    /// # Errors
-    /// Work is queued or running: ask again later. Nothing was changed.
-    pub fn start_record(&mut self, bytes_max: usize) -> Result<(), Busy> {
-        let items = self.items + self.flying.len() + self.done.len() + self.fences.len();
-        if items > 0 {
-            return Err(Busy { items });
-        }
-        let config = as_read_back(self.config);
-        let mut fresh = Self::new(config, self.limits);
-        fresh.recorder = Some(Recorder::new(&config, &self.limits, bytes_max));
-        let mut sessions: Vec<_> = self.sessions.iter().collect();
-        sessions.sort_unstable_by_key(|(id, _)| **id);
-        for (&id, session) in sessions {
-            // What fitted before fits again.
-            let _ = fresh.open_session(id, session.params);
-            for stream in session.streams.iter().filter_map(|&i| self.streams[i].as_ref()) {
-                let _ = fresh.open_stream(stream.key, stream.priority);
-            }
-        }
-        for (event, time) in self.events.known() {
-            let default = StreamKey { session: event.session, stream: 0 };
-            if fresh.push(self.now, default, Item::RecordEvent(event)).is_ok() {
-                fresh.events.set_time(event, time);
-            }
-        }
-        for flag in self.flags.set_now() {
-            let _ = fresh.push(self.now, StreamKey { session: flag.session, stream: 0 }, Item::SetFlag(flag));
-        }
-        fresh.stats = self.stats.clone();
-        *self = fresh;
-        Ok(())
+    /// Begins to record; drops a record that was under way. Changes no decision.
+    pub fn start_record(&mut self, limits: RecordLimits) {
+        let state = self.save();
+        self.recorder = Some(Recorder::new(limits, self.now, state));
+    }
+
+    /// What is recorded so far; the recording goes on. `None` if there is none.
+    pub fn copy_record(&mut self) -> Option<Recording> {
+        self.recorder.as_ref()?;
+        let (now, state) = (self.now, self.save());
+        let recorder = self.recorder.as_mut()?;
+        recorder.turn(now, state);
+        Some(Recording { pieces: recorder.full.iter().cloned().collect(), forgotten: recorder.forgotten })
     }
 
     /// Ends the recording; `None` if there was none.
-    pub fn take_record(&mut self) -> Option<Record> {
-        let Recorder { writer, missing, .. } = self.recorder.take()?;
-        Some(Record { bytes: writer.into_bytes(), missing })
+    pub fn take_record(&mut self) -> Option<Recording> {
+        let mut recorder = self.recorder.take()?;
+        recorder.close();
+        Some(Recording { pieces: recorder.full.into(), forgotten: recorder.forgotten })
     }
 
-    pub(super) fn log(&mut self, entry: impl FnOnce() -> Entry) {
+    /// Limits of the recording, bytes held and since when; `None` if there is none.
+    pub fn recording(&self) -> Option<(RecordLimits, usize, Nanos)> {
+        self.recorder.as_ref().map(|r| (r.limits, r.bytes(), r.since()))
+    }
+
+    /// True while everything is recorded.
+    pub fn is_recording(&self) -> bool {
+        self.recorder.is_some()
+    }
+
+    /// Notes work that did not come through here, if there is a recording.
+    pub fn note_aside(&mut self, aside: impl FnOnce() -> Aside) {
         if let Some(recorder) = &mut self.recorder {
-            recorder.append(&entry());
-        }
-    }
-}
-
-/// The configuration as a record gives it back: numbers in text may be off by a bit in the last place.
-pub(super) fn as_read_back(config: PolicyConfig) -> PolicyConfig {
-    config.to_json().parse().unwrap_or(config)
-}
-
-impl Record {
-    /// A record from a file.
-    ///
-    /// # Errors
-    /// It does not begin like one.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, Malformed> {
-        let record = Self { bytes, missing: 0 };
-        record.open()?;
-        Ok(record)
-    }
-
-    /// The record as a file holds it.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Entries that came after the buffer was full.
-    pub fn missing(&self) -> u64 {
-        self.missing
-    }
-
-    /// Policy and limits that the recording began with.
-    ///
-    /// # Errors
-    /// It does not begin like a record.
-    pub fn head(&self) -> Result<(PolicyConfig, Limits), Malformed> {
-        self.open().map(|(config, limits, _)| (config, limits))
-    }
-
-    /// Every entry in order; ends with the first that cannot be read.
-    ///
-    /// # Errors
-    /// It does not begin like a record.
-    pub fn entries(&self) -> Result<impl Iterator<Item = Result<Entry, Malformed>> + '_, Malformed> {
-        let (.., mut reader) = self.open()?;
-        let mut broken = false;
-        Ok(std::iter::from_fn(move || {
-            if broken || reader.is_empty() {
-                return None;
-            }
-            let entry = reader.entry();
-            broken = entry.is_err();
-            Some(entry)
-        }))
-    }
-
-    /// Feeds the record's inputs to a fresh dispatcher and compares what it decides.
-    ///
-    /// # Errors
-    /// The first decision that differs, or where the record breaks off in the middle of an entry.
-    pub fn replay(&self) -> Result<Replayed, ReplayError> {
-        let (config, limits) = self.head()?;
-        self.replay_on(&mut Dispatcher::new(config, limits))
-    }
-
-    /// [`Record::replay`] on a dispatcher of the caller's: a changed one, or one that shall be left in the state at the end.
-    ///
-    /// # Errors
-    /// As [`Record::replay`].
-    pub fn replay_on(&self, d: &mut Dispatcher) -> Result<Replayed, ReplayError> {
-        let mut out: Vec<Action> = Vec::new();
-        let (mut compared, mut at, mut number) = (0, 0, 0);
-        let mut replayed = Replayed::default();
-        let mut dropped = Vec::new();
-        let differs = |entry, at, recorded, decided| Err(ReplayError::Differs { entry, at, recorded, decided });
-        for entry in self.entries()? {
-            let entry = entry?;
-            number += 1;
-            if let Entry::Decided(recorded) = entry {
-                let decided = out.get(compared).copied();
-                if decided != Some(recorded) {
-                    return differs(number, at, Some(recorded), decided);
-                }
-                compared += 1;
-                replayed.decisions += 1;
-                continue;
-            }
-            if let Some(&more) = out.get(compared) {
-                return differs(number, at, None, Some(more));
-            }
-            replayed.inputs += 1;
-            match entry {
-                // Refusals are answers like others: what was refused then is refused now.
-                Entry::OpenSession(session, params) => drop(d.open_session(session, params)),
-                Entry::OpenStream(key, priority) => drop(d.open_stream(key, priority)),
-                Entry::Push(now, key, item) => drop(d.push(now, key, item)),
-                Entry::CloseSession(now, session) => {
-                    dropped.clear();
-                    d.close_session(now, session, &mut dropped);
-                }
-                Entry::CloseStream(now, key) => d.close_stream(now, key),
-                Entry::NotifyEvent(now, event, token) => d.notify_event(now, event, token),
-                Entry::DestroyEvent(event) => d.destroy_event(event),
-                Entry::ReleaseFlag(now, flag) => d.release_flag(now, flag),
-                Entry::NotifyDevice(now, session, token) => d.notify_device(now, session, token),
-                Entry::Complete(now, token) => d.complete(now, token),
-                Entry::Hint(now, session, hint) => d.hint(now, session, &hint),
-                Entry::SetPolicy(config) => d.set_policy(config),
-                Entry::Step(now) => {
-                    at = now;
-                    compared = 0;
-                    out.clear();
-                    d.step(now, &mut out);
-                }
-                Entry::Decided(_) => {}
-            }
-        }
-        match out.get(compared) {
-            // A full buffer may end between a step and its decisions.
-            Some(&more) if self.missing == 0 => differs(number + 1, at, None, Some(more)),
-            _ => Ok(replayed),
+            recorder.writer.entry(&Entry::Aside(aside()));
+            recorder.count += 1;
         }
     }
 
-    fn open(&self) -> Result<(PolicyConfig, Limits, Reader<'_>), Malformed> {
-        let mut reader = Reader::new(&self.bytes);
-        reader.expect(MAGIC)?;
-        let limits = reader.limits()?;
-        Ok((reader.policy()?, limits, reader))
+    /// An input, before it changes anything.
+    #[inline]
+    pub(super) fn log(&mut self, entry: impl FnOnce() -> Entry) {
+        if self.recorder.is_some() {
+            self.record(&entry());
+        }
+    }
+
+    #[inline(never)]
+    fn record(&mut self, entry: &Entry) {
+        let now = self.now;
+        if self.recorder.as_ref().is_some_and(|r| r.is_full(now)) {
+            let state = self.save();
+            if let Some(recorder) = &mut self.recorder {
+                recorder.turn(now, state);
+            }
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.writer.entry(entry);
+            recorder.count += 1;
+        }
+    }
+
+    /// What a step decided: in the same piece as the step.
+    pub(super) fn log_decisions(&mut self, actions: &[Action]) {
+        if let Some(recorder) = &mut self.recorder {
+            for &action in actions {
+                recorder.writer.entry(&Entry::Decided(action));
+            }
+            recorder.count += actions.len() as u64;
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! Counters of a dispatcher; they only ever grow, but for the rates that a policy has learnt.
 
-use crate::Nanos;
+use crate::{Nanos, Phase};
+use serde::{Deserialize, Serialize};
 
 /// Why a ready operator is not submitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum HoldReason {
     /// `fifo`, `core-split`: an older operator of another stream goes first.
     Order,
@@ -55,10 +56,24 @@ impl HoldReason {
         ];
         NAMES[self as usize]
     }
+
+    /// What it means, for people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Order => "an older operator of another stream goes first",
+            Self::DecodeHasSlack => "decode has slack before its next token is due; prefill uses it",
+            Self::DecodeDue => "a decode step is short of slack and has the device until it ends",
+            Self::PrefillOverdue => "an overdue prefill takes its turn; prefill and decode are both overloaded",
+            Self::PrefillOrder => "another prefill goes first",
+            Self::QuotaSpent => "the session has had its dispatches of this round",
+            Self::LowerPriority => "something more important is ready or running",
+            Self::PhaseShare => "the other phase is behind its part of the time, or still running",
+        }
+    }
 }
 
 /// Hold-backs for one reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldStats {
     /// Operators held back.
     pub count: u64,
@@ -70,9 +85,25 @@ pub struct HoldStats {
     pub expired: u64,
 }
 
-/// How well the time alone of a phase's operators was predicted, over those that had the device for themselves; `phase`
-/// learns from them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Sizes of operators told apart: below 2 µs, then doubling up to 33 ms and above.
+pub const SIZES: usize = 16;
+
+/// Size of an operator that is predicted to take so long alone.
+pub fn size(solo: Nanos) -> usize {
+    (solo.max(1).ilog2() as usize).saturating_sub(10).min(SIZES - 1)
+}
+
+/// The least predicted time of a size, nanoseconds.
+pub const fn size_from(size: usize) -> Nanos {
+    if size == 0 { 0 } else { 1 << (size + 10) }
+}
+
+/// Parts per million of a relative error at which it is cut: a thousand times the time that was measured.
+const ERROR_PPM_MAX: f64 = 1e9;
+
+/// How well the time alone of operators of a phase and size was predicted, over those that had the device for themselves.
+/// Every policy measures it; `phase` learns from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PredictionStats {
     /// Operators measured.
     pub samples: u64,
@@ -82,12 +113,48 @@ pub struct PredictionStats {
     pub error_ns: Nanos,
     /// By how much the prediction was off after correction by what was learnt so far.
     pub corrected_error_ns: Nanos,
+    /// Error of the cost model relative to the measured time, parts per million, summed without sign.
+    pub error_ppm: u64,
+    /// The same of the corrected prediction.
+    pub corrected_error_ppm: u64,
     /// Operators that took a quarter of the cost model's time or less, or four times or more: not followed so far.
     pub out_of_range: u64,
 }
 
+impl PredictionStats {
+    /// Counts an operator that took `took` alone, against the cost model's word and the corrected one.
+    pub(crate) fn add(&mut self, took: Nanos, predicted: Nanos, corrected: Nanos) {
+        let ppm = |error: Nanos| (error as f64 / took.max(1) as f64 * 1e6).min(ERROR_PPM_MAX) as u64;
+        let (error, corrected_error) = (took.abs_diff(predicted), took.abs_diff(corrected));
+        self.samples += 1;
+        self.measured_ns = self.measured_ns.saturating_add(took);
+        self.error_ns = self.error_ns.saturating_add(error);
+        self.corrected_error_ns = self.corrected_error_ns.saturating_add(corrected_error);
+        self.error_ppm = self.error_ppm.saturating_add(ppm(error));
+        self.corrected_error_ppm = self.corrected_error_ppm.saturating_add(ppm(corrected_error));
+    }
+
+    /// Mean absolute relative error of the cost model and of the corrected prediction; 0 without samples.
+    pub fn mean_relative_errors(&self) -> (f64, f64) {
+        let mean = |ppm: u64| ppm as f64 * 1e-6 / self.samples.max(1) as f64;
+        (mean(self.error_ppm), mean(self.corrected_error_ppm))
+    }
+}
+
+impl std::ops::AddAssign for PredictionStats {
+    fn add_assign(&mut self, other: Self) {
+        self.samples += other.samples;
+        self.measured_ns = self.measured_ns.saturating_add(other.measured_ns);
+        self.error_ns = self.error_ns.saturating_add(other.error_ns);
+        self.corrected_error_ns = self.corrected_error_ns.saturating_add(other.corrected_error_ns);
+        self.error_ppm = self.error_ppm.saturating_add(other.error_ppm);
+        self.corrected_error_ppm = self.corrected_error_ppm.saturating_add(other.corrected_error_ppm);
+        self.out_of_range += other.out_of_range;
+    }
+}
+
 /// Counters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Operators submitted, by [`crate::Phase::index`].
     pub submitted: [u64; 4],
@@ -117,8 +184,8 @@ pub struct Stats {
     pub overloads: u64,
     /// For how long they were, nanoseconds, summed when an overload ends.
     pub overloaded_ns: Nanos,
-    /// Predictions of time alone, by phase.
-    pub predictions: [PredictionStats; 4],
+    /// Predictions of time alone, by phase and [`size`].
+    pub predictions: [[PredictionStats; SIZES]; 4],
     /// Learnt rates of prefill and of decode beside each other, in thousandths of their rate alone; 0 where nothing is
     /// learnt.
     pub corun_rates_permille: [u32; 2],
@@ -134,6 +201,13 @@ impl Stats {
     /// Operators submitted.
     pub fn submitted_total(&self) -> u64 {
         self.submitted.iter().sum()
+    }
+
+    /// Predictions of a phase's operators of every size.
+    pub fn predicted(&self, phase: Phase) -> PredictionStats {
+        let mut all = PredictionStats::default();
+        self.predictions[phase.index()].iter().for_each(|&p| all += p);
+        all
     }
 
     /// Operators completed.

@@ -5,8 +5,9 @@
 //! front to reach them, waits for events and flags before it have passed. So a record in the middle does not stop later operators from
 //! being handed to the device, and an event wait does.
 
-use super::{FlagKey, StreamKey, Token};
+use super::{FlagKey, Label, StreamKey, Token};
 use crate::{Demand, Nanos, Phase};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// A record of an event: minted once per [`super::Item::RecordEvent`], never reused.
@@ -16,7 +17,7 @@ pub(crate) type MarkId = u64;
 const MEAN_WEIGHT: f64 = 1.0 / 16.0;
 
 /// A place in a stream: what stands before it decides when it is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// Number of the entry that stands here.
     pub number: u64,
@@ -25,7 +26,7 @@ pub(crate) struct Place {
 }
 
 /// An operator as policies see it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Op {
     /// Token of the caller.
     pub token: Token,
@@ -35,13 +36,15 @@ pub struct Op {
     pub demand: Demand,
     /// Phase.
     pub phase: Phase,
+    /// What it is called.
+    pub label: Label,
     /// Position in the order of arrival over all streams.
     pub seq: u64,
     /// When it was pushed.
     pub pushed: Nanos,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Entry {
     Op { op: Op, done: bool },
     Record { mark: MarkId },
@@ -53,14 +56,20 @@ pub(crate) enum Entry {
 }
 
 /// Why a stream's next operator is not with the device.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Held {
     pub phase: Phase,
     pub reason: super::HoldReason,
     pub since: Nanos,
+    /// When the policy wants to be asked again, if not by something that happens first.
+    pub until: Option<Nanos>,
+    /// It ends by the age bound.
+    pub expired: bool,
+    /// The operator that waits.
+    pub token: Token,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Stream {
     pub key: StreamKey,
     pub weight: u32,

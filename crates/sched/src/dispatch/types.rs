@@ -2,12 +2,14 @@
 
 use super::FlagKey;
 use crate::{Demand, Nanos, Phase};
+use acl_abi::{OpId, SIGNATURES};
+use serde::{Deserialize, Serialize};
 
 /// Identifies an operator or a waiter; minted by the caller, unique among those not yet completed.
 pub type Token = u64;
 
 /// A stream of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StreamKey {
     /// Session.
     pub session: u64,
@@ -16,7 +18,7 @@ pub struct StreamKey {
 }
 
 /// An event of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventKey {
     /// Session.
     pub session: u64,
@@ -25,7 +27,7 @@ pub struct EventKey {
 }
 
 /// A session's standing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionParams {
     /// Share of the device relative to other sessions, where shares matter; 0 counts as 1.
     pub weight: u32,
@@ -36,6 +38,44 @@ pub struct SessionParams {
 impl Default for SessionParams {
     fn default() -> Self {
         Self { weight: 1, priority: 0 }
+    }
+}
+
+/// What an operator is called. For people: decisions never look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Label(u16);
+
+impl Label {
+    const NAMES: [&str; 6] = ["operator", "copy to device", "copy to host", "copy", "fill", "step"];
+    /// A copy from host memory.
+    pub const COPY_IN: Self = Self(1);
+    /// A copy to host memory.
+    pub const COPY_OUT: Self = Self(2);
+    /// A copy within device memory.
+    pub const COPY: Self = Self(3);
+    /// Setting memory to a value.
+    pub const FILL: Self = Self(4);
+    /// A step of a model, handed over as one.
+    pub const STEP: Self = Self(5);
+
+    /// An operator.
+    pub const fn op(op: OpId) -> Self {
+        Self(op.0.saturating_add(Self::NAMES.len() as u16))
+    }
+
+    /// Name: an operator's without `aclnn`.
+    pub fn name(self) -> &'static str {
+        let index = usize::from(self.0);
+        let op = || SIGNATURES.get(index - Self::NAMES.len()).map(|s| s.name.trim_start_matches("aclnn"));
+        Self::NAMES.get(index).copied().or_else(op).unwrap_or("operator")
+    }
+
+    pub(super) const fn number(self) -> u16 {
+        self.0
+    }
+
+    pub(super) const fn from_number(number: u16) -> Self {
+        Self(number)
     }
 }
 
@@ -52,6 +92,8 @@ pub enum Item {
         demand: Demand,
         /// Phase.
         phase: Phase,
+        /// What it is called.
+        label: Label,
     },
     /// Completes the event when everything earlier in the stream has completed.
     RecordEvent(EventKey),
@@ -100,8 +142,15 @@ pub struct EventStatus {
     pub time: Option<Nanos>,
 }
 
+impl EventStatus {
+    /// The last record has not completed.
+    pub fn is_pending(&self) -> bool {
+        self.recorded && !self.complete
+    }
+}
+
 /// In-flight window of a stream: how many of its operators the device may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Window {
     /// `clamp(⌈handoff/mean operator⌉ + 1, 1, max)`: enough to hide the hand-over.
     Adaptive {
@@ -115,7 +164,7 @@ pub enum Window {
 }
 
 /// Bounds of a dispatcher.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// In-flight window of a stream.
     pub window: Window,

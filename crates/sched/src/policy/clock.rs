@@ -10,6 +10,7 @@
 //! prefill away for long after it is over.
 
 use crate::Nanos;
+use serde::{Deserialize, Serialize};
 
 /// Part of the mean step's work below which a boundary does not end a step. Under a half, so that steps which really
 /// became smaller pull the mean down even while two of them count as one, and are told apart again.
@@ -21,6 +22,8 @@ const AHEAD: f64 = 1.5;
 const NEWEST: f64 = 0.3;
 /// A stream without work for so long has ended its step even if no boundary said so.
 const IDLE_GAP: Nanos = 1_000_000;
+/// From here on a pause between two steps is no host's turn: there was nothing to decode.
+const GAP_MAX: Nanos = 10_000_000;
 /// Most debt of a decoding stream, and the pause after which its schedule starts anew, in τ.
 const DEBT_MAX: u64 = 2;
 /// Bounds of measured over predicted step time that predictions are scaled by.
@@ -34,7 +37,7 @@ pub(super) struct StepEnd {
 }
 
 /// Bookkeeping of one stream's steps of one phase.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct StepClock {
     /// When the open step's first operator was pushed.
     open: Option<Nanos>,
@@ -47,6 +50,9 @@ pub(super) struct StepClock {
     trim: f64,
     /// The open step ran undisturbed so far, so that its duration says something about the prediction.
     clean: bool,
+    /// When the latest step ended, and what the host usually takes from there to the next one.
+    ended: Option<Nanos>,
+    mean_gap: f64,
 }
 
 impl StepClock {
@@ -74,6 +80,17 @@ impl StepClock {
         };
         let left = (expected - self.done as f64).max(0.0);
         (left * if self.trim > 0.0 { self.trim } else { 1.0 }) as Nanos
+    }
+
+    /// What the host usually takes from the end of a step to the begin of the next.
+    pub fn turn(&self) -> Nanos {
+        self.mean_gap as Nanos
+    }
+
+    /// What a step takes from the end of the one before to its own, if nobody is in the way; 0 while nothing is known.
+    pub fn cycle(&self) -> Nanos {
+        let trim = if self.trim > 0.0 { self.trim } else { 1.0 };
+        self.mean_work.map_or(0, |mean| (mean * trim + self.mean_gap) as Nanos)
     }
 
     /// Somebody else ran beside the open step, or it was held back.
@@ -117,6 +134,9 @@ impl StepClock {
     }
 
     fn begin(&mut self, now: Nanos) {
+        if let Some(gap) = self.ended.take().map(|ended| now.saturating_sub(ended)).filter(|&gap| gap < GAP_MAX) {
+            self.mean_gap += NEWEST * (gap as f64 - self.mean_gap);
+        }
         self.open = Some(now);
         self.empty_since = now;
         self.done = 0;
@@ -139,12 +159,13 @@ impl StepClock {
             self.trim = if self.trim > 0.0 { self.trim + NEWEST * (measured - self.trim) } else { measured };
         }
         self.open = None;
+        self.ended = Some(now);
         Some(StepEnd { began, ended: now })
     }
 }
 
 /// When a decoding stream's next token is due.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct TokenClock {
     due: Option<Nanos>,
     last: Nanos,
@@ -225,6 +246,20 @@ mod tests {
             clock.pushed(20 * MS, 10 * MS);
             assert_eq!(clock.remaining(), want, "disturbed: {disturbed}");
         }
+    }
+
+    #[test]
+    fn a_cycle_is_a_step_and_its_hosts_turn() {
+        let mut clock = StepClock::default();
+        assert_eq!(clock.cycle(), 0);
+        let mut now = 0;
+        for pause in [MS, MS, 500 * MS].into_iter().cycle().take(30) {
+            clock.pushed(now, 10 * MS);
+            clock.completed(now + 10 * MS, 10 * MS);
+            clock.boundary(now + 10 * MS);
+            now += 10 * MS + pause;
+        }
+        assert!((10 * MS + MS / 2..=11 * MS).contains(&clock.cycle()), "{}: a long pause is none", clock.cycle());
     }
 
     #[test]

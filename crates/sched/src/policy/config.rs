@@ -69,8 +69,8 @@ pub struct PolicyConfig {
     pub urgent: f64,
     /// Safety margin of decode, as a part of τ: covers predictions that are off and the time to change over.
     pub theta: f64,
-    /// Most time that a decoding stream may be ahead of schedule, in τ. Credit lets prefill run at length
-    /// after a stretch of fast decoding, so this bounds the gap between two tokens.
+    /// Most time that decode stands still for prefill at a stretch, in τ; without hints also the most that a decoding stream
+    /// may be ahead of schedule. This bounds the gap between two tokens.
     pub credit: f64,
     /// Throughput that running side by side must gain before it is preferred to taking turns: `Σ rates ≥ 1 + γ`.
     pub gamma: f64,

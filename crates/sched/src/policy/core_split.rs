@@ -8,15 +8,16 @@
 use super::{Board, Candidate, Choice, Hold, Policy, StreamIndex};
 use crate::dispatch::{HoldReason, Op, Stats};
 use crate::{Nanos, Phase};
+use serde::{Deserialize, Serialize};
 
 /// Operators on one part of the cores, and their stream.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 struct Part {
     flying: u32,
     stream: StreamIndex,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct CoreSplit {
     /// Prefill's part, and the rest.
     parts: [Part; 2],

@@ -7,7 +7,9 @@
 use super::{Board, Candidate, Choice, Hold, Policy};
 use crate::Nanos;
 use crate::dispatch::{HoldReason, Stats};
+use serde::{Deserialize, Serialize};
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct Fifo;
 
 impl Policy for Fifo {

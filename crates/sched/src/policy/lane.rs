@@ -3,12 +3,13 @@
 use super::StreamInfo;
 use super::clock::{StepClock, TokenClock};
 use crate::{Demand, Nanos};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Part that one operator keeps in the picture of what a stream's phase uses, per operator that follows.
 const USAGE_DECAY: f64 = 0.98;
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Lane {
     pub info: StreamInfo,
     pub prefill: StepClock,
@@ -16,6 +17,8 @@ pub(super) struct Lane {
     pub token: TokenClock,
     /// The open decode step was short of slack and has the device until it ends.
     pub due: bool,
+    /// By when the open decode step must end.
+    pub step_due: Nanos,
     pub prefill_flying: u32,
     pub decode_flying: u32,
     /// Expected time of its prefill operators in flight.
@@ -37,6 +40,7 @@ impl Lane {
             decode: StepClock::default(),
             token: TokenClock::default(),
             due: false,
+            step_due: Nanos::MAX,
             prefill_flying: 0,
             decode_flying: 0,
             prefill_flying_time: 0,

@@ -13,12 +13,11 @@
 //! without looking at any other: O(1) an event, and no allocation once the queues have grown.
 
 use super::StreamIndex;
-use crate::dispatch::{Op, Stats};
+use crate::dispatch::{Op, SIZES, Stats, size};
 use crate::{Nanos, Phase};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// Sizes told apart: below 2 µs, then doubling up to 33 ms and above.
-const SIZES: usize = 16;
 /// Bounds of a correction. Beyond them something else than the model is off, and it is better not to follow.
 const RATIO: (f64, f64) = (0.25, 4.0);
 /// Operators of a phase and size before the correction is used.
@@ -34,13 +33,13 @@ const PAIR_SAMPLES_MIN: u32 = 8;
 /// Bounds of a learnt rate: a phase that got nothing would never be measured again.
 const RATE: (f64, f64) = (0.05, 1.0);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Ratio {
     value: f64,
     samples: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Pair {
     /// Work done side by side, in time alone, and the time it took.
     work: f64,
@@ -49,38 +48,34 @@ struct Pair {
 }
 
 /// Integrals at the moment an operator began.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Mark {
     at: Nanos,
     alone: Nanos,
     paired: Nanos,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Flying {
     phase: Phase,
     solo: Nanos,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Track {
     flying: VecDeque<Flying>,
     /// Of the operator at the head.
     began: Mark,
 }
 
-#[derive(Debug)]
-pub(super) struct Learner {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Learner {
     ratios: [[Ratio; SIZES]; 4],
     pairs: [Pair; 2],
     tracks: Vec<Track>,
     /// Streams whose running operator has this phase.
     busy: [u32; 4],
     mark: Mark,
-}
-
-fn size(solo: Nanos) -> usize {
-    (solo.max(1).ilog2() as usize).saturating_sub(10).min(SIZES - 1)
 }
 
 /// Which of the pair a phase is.
@@ -166,11 +161,8 @@ impl Learner {
 
     fn learn_alone(&mut self, op: Flying, took: Nanos, stats: &mut Stats) {
         let expected = self.expected(op.phase, op.solo);
-        let p = &mut stats.predictions[op.phase.index()];
-        p.samples += 1;
-        p.measured_ns = p.measured_ns.saturating_add(took);
-        p.error_ns = p.error_ns.saturating_add(took.abs_diff(op.solo));
-        p.corrected_error_ns = p.corrected_error_ns.saturating_add(took.abs_diff(expected));
+        let p = &mut stats.predictions[op.phase.index()][size(op.solo)];
+        p.add(took, op.solo, expected);
         let measured = took as f64 / op.solo as f64;
         p.out_of_range += u64::from(!(RATIO.0..=RATIO.1).contains(&measured));
         let ratio = &mut self.ratios[op.phase.index()][size(op.solo)];
@@ -200,7 +192,7 @@ mod tests {
     const US: Nanos = 1_000;
 
     fn op(phase: Phase, solo: Nanos) -> Op {
-        Op { token: 0, solo, demand: Demand::default(), phase, seq: 0, pushed: 0 }
+        Op { token: 0, solo, demand: Demand::default(), phase, label: Default::default(), seq: 0, pushed: 0 }
     }
 
     #[test]
@@ -218,9 +210,12 @@ mod tests {
         ] {
             assert!(l.expected(phase, solo).abs_diff(want) <= 1, "{phase:?} {solo}: {}", l.expected(phase, solo));
         }
-        let p = stats.predictions[Phase::Decode.index()];
+        let p = stats.predicted(Phase::Decode);
+        assert_eq!(stats.predictions[Phase::Decode.index()][size(100 * US)], p, "in one size");
         assert_eq!((p.samples, p.measured_ns, p.error_ns), (10, 1_500 * US, 500 * US));
         assert_eq!(p.corrected_error_ns, 200 * US, "four operators until the correction is used");
+        let (error, corrected) = p.mean_relative_errors();
+        assert!((error - 1.0 / 3.0).abs() < 1e-5 && (corrected - 4.0 / 30.0).abs() < 1e-5, "{error} {corrected}");
     }
 
     #[test]
@@ -231,7 +226,7 @@ mod tests {
             l.completed(i * 2_000 * US + 1_000 * US, 0, &mut stats);
         }
         assert_eq!(l.expected(Phase::Prefill, 100 * US), 400 * US);
-        assert_eq!(stats.predictions[Phase::Prefill.index()].out_of_range, 10);
+        assert_eq!(stats.predicted(Phase::Prefill).out_of_range, 10);
     }
 
     #[test]
@@ -261,7 +256,7 @@ mod tests {
         }
         let (prefill, decode) = l.rates().expect("seen");
         assert!((prefill - 0.4).abs() < 1e-6 && (decode - 0.5).abs() < 1e-6, "{prefill} and {decode}");
-        assert_eq!(stats.predictions[Phase::Decode.index()].samples, 0, "nothing ran alone");
+        assert_eq!(stats.predicted(Phase::Decode).samples, 0, "nothing ran alone");
         l.forget_rates();
         assert_eq!(l.rates(), None);
     }

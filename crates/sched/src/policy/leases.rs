@@ -1,15 +1,25 @@
 //! What the gateway said about requests, for as long as it keeps saying something.
 //!
 //! Hints tighten or relax targets of one session: the earliest deadline and the highest priority of its requests without a
-//! first token, and the smallest token interval of those that have one. Each request lives on a lease that any hint about it renews, so a
-//! gateway that dies cannot make the dispatcher hold anything back for longer than the lease.
+//! first token, the smallest token interval of those that have one, and by when the decode step under way must end for
+//! them ([`super::budget`]). All of it lives on a lease that any hint of the session renews, so a gateway that dies cannot
+//! make the dispatcher hold anything back for longer than the lease. A request of which nothing is heard for many leases is
+//! forgotten even so: its end was lost.
 
+use super::budget::{Asks, Decoding, Pace};
 use crate::Nanos;
 use crate::dispatch::{HintInput, HintKind, Stats};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Weight of the newest request in what requests leave unused of their limit.
+const UNUSED_NEWEST: f64 = 1.0 / 16.0;
+
+/// Leases that a request may be silent for while the gateway speaks of others: a prompt that queues has nothing to say.
+const SILENT_LEASES: u64 = 30;
+
 /// What is wanted where a hint does not say, and how long a hint counts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Targets {
     /// Time to the first token.
     pub ttft: Nanos,
@@ -28,16 +38,21 @@ impl Targets {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Request {
     wants: FirstToken,
     tpot: Nanos,
-    first_token: bool,
+    prompt_tokens: u32,
+    max_tokens: u32,
+    /// Once its first token is out.
+    decoding: Option<Decoding>,
+    /// Its first token was late.
+    late: bool,
     heard: Nanos,
 }
 
 /// When a first token is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FirstToken {
     pub deadline: Nanos,
     pub urgent_at: Nanos,
@@ -57,15 +72,40 @@ impl FirstToken {
 }
 
 /// The requests of one session.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Leases {
     requests: BTreeMap<u64, Request>,
     /// What those without a first token want.
     waiting: Option<FirstToken>,
     /// The smallest interval that a request with a first token asked for.
     tpot: Option<Nanos>,
-    /// No lease runs out before this time.
-    expires: Nanos,
+    /// When the gateway last said anything about the session, and when no request had been silent for longer than since.
+    heard: Nanos,
+    oldest: Nanos,
+    /// Prompt tokens that wait for their first token, and that had theirs.
+    waiting_tokens: u64,
+    prefilled_tokens: u64,
+    /// Decode steps that ended, and when the latest began.
+    steps: u64,
+    step_began: Nanos,
+    /// Part of their limit by which requests ended short of it; most clients allow more than they need.
+    unused: f64,
+}
+
+/// What the requests of a session ask of the decode step under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StepAsks {
+    /// The earliest end that someone asks for who can still be in time.
+    pub end_by: Option<Nanos>,
+    /// Someone decodes who is late whatever happens.
+    pub lost: bool,
+    /// Someone waits for a decode slot.
+    pub parked: bool,
+    /// Someone decodes whose limit nobody said.
+    pub unlimited: bool,
+    /// How many decode, and the most tokens that one of them still wants.
+    pub decoding: usize,
+    pub longest: u32,
 }
 
 impl Leases {
@@ -82,8 +122,9 @@ impl Leases {
 
     /// Takes a hint in.
     pub fn hint(&mut self, now: Nanos, hint: &HintInput, targets: &Targets, requests_max: usize, stats: &mut Stats) {
+        self.heard = now;
         match hint.kind {
-            HintKind::Admitted { ttft, tpot, priority, .. } => {
+            HintKind::Admitted { prompt_tokens, max_tokens, ttft, tpot, priority } => {
                 if self.requests.len() >= requests_max
                     && !self.requests.contains_key(&hint.request)
                     && let Some(oldest) = self.requests.iter().min_by_key(|(_, r)| r.heard).map(|(&id, _)| id)
@@ -92,42 +133,106 @@ impl Leases {
                     stats.hints_dropped += 1;
                 }
                 let wants = targets.first_token(now, ttft, priority);
-                self.requests.insert(hint.request, Request { wants, tpot, first_token: false, heard: now });
+                let request =
+                    Request { wants, tpot, prompt_tokens, max_tokens, decoding: None, late: false, heard: now };
+                self.requests.insert(hint.request, request);
             }
             HintKind::Finished | HintKind::Aborted => {
-                if self.requests.remove(&hint.request).is_none() {
-                    return;
+                let Some(request) = self.requests.remove(&hint.request) else { return };
+                if hint.kind == HintKind::Finished
+                    && let Some(decoding) = request.decoding
+                    && request.max_tokens > 0
+                {
+                    let used = f64::from(decoding.tokens(self.steps)) / f64::from(request.max_tokens);
+                    self.unused += UNUSED_NEWEST * ((1.0 - used).clamp(0.0, 1.0) - self.unused);
                 }
             }
             HintKind::PrefillStarted | HintKind::FirstToken | HintKind::Progress { .. } => {
                 let Some(request) = self.requests.get_mut(&hint.request) else { return };
                 request.heard = now;
-                if request.first_token || hint.kind == HintKind::PrefillStarted {
+                if hint.kind == HintKind::PrefillStarted {
                     // Nothing but the lease changed: the summary stands.
                     return;
                 }
-                request.first_token = true;
+                let had_one = request.decoding.is_some();
+                let decoding = request.decoding.get_or_insert_with(|| Decoding::new(now, self.steps));
+                if let HintKind::Progress { tokens } = hint.kind {
+                    decoding.progress(tokens, self.steps, self.step_began);
+                }
+                if had_one {
+                    return;
+                }
+                request.late = now > request.wants.deadline;
+                self.prefilled_tokens += u64::from(request.prompt_tokens);
             }
         }
-        self.summarise(targets.lease);
+        self.summarise();
     }
 
     /// Forgets requests whose lease has run out.
     pub fn expire(&mut self, now: Nanos, targets: &Targets, stats: &mut Stats) {
-        if self.requests.is_empty() || now < self.expires {
+        let dead = now >= self.heard.saturating_add(targets.lease);
+        let silence_max = targets.lease.saturating_mul(SILENT_LEASES);
+        if self.requests.is_empty() || (!dead && now < self.oldest.saturating_add(silence_max)) {
             return;
         }
         let before = self.requests.len();
-        self.requests.retain(|_, r| now < r.heard.saturating_add(targets.lease));
+        self.requests.retain(|_, r| !dead && now < r.heard.saturating_add(silence_max));
         stats.hints_expired += (before - self.requests.len()) as u64;
-        self.summarise(targets.lease);
+        self.summarise();
     }
 
-    fn summarise(&mut self, lease: Nanos) {
+    /// Prompt tokens of requests without a first token.
+    pub fn waiting_tokens(&self) -> u64 {
+        self.waiting_tokens
+    }
+
+    /// Prompt tokens of all requests that have had their first token.
+    pub fn prefilled_tokens(&self) -> u64 {
+        self.prefilled_tokens
+    }
+
+    /// A decode step of the session began.
+    pub fn step_began(&mut self, now: Nanos) {
+        self.step_began = now;
+    }
+
+    /// A decode step of the session ended.
+    pub fn step_ended(&mut self) {
+        self.steps += 1;
+    }
+
+    /// What its requests ask of the decode step under way; with `forgive`, those whose first token was late ask for nothing.
+    pub fn step_asks(&self, pace: &Pace, tau: Nanos, forgive: bool) -> StepAsks {
+        let mut out = StepAsks::default();
+        for r in self.requests.values() {
+            let Some(decoding) = r.decoding else { continue };
+            out.decoding += 1;
+            if r.max_tokens == 0 {
+                out.unlimited = true;
+                continue;
+            }
+            let tau = if r.tpot > 0 { r.tpot } else { tau };
+            let wanted = (f64::from(r.max_tokens) * (1.0 - self.unused)) as u32;
+            let left = wanted.saturating_sub(decoding.tokens(self.steps));
+            out.longest = out.longest.max(left);
+            match decoding.asks(pace, self.steps, tau, wanted) {
+                Asks::Parked => out.parked = true,
+                Asks::EndBy(by) if !(forgive && r.late) => {
+                    out.end_by = Some(out.end_by.map_or(by, |earliest| earliest.min(by)));
+                }
+                Asks::Lost | Asks::EndBy(_) => out.lost = true,
+            }
+        }
+        out
+    }
+
+    fn summarise(&mut self) {
         let live = self.requests.values();
-        self.waiting = live.clone().filter(|r| !r.first_token).map(|r| r.wants).reduce(FirstToken::both);
-        self.tpot = live.clone().filter(|r| r.first_token).map(|r| r.tpot).filter(|&t| t > 0).min();
-        self.expires = live.map(|r| r.heard.saturating_add(lease)).min().unwrap_or(Nanos::MAX);
+        self.waiting = live.clone().filter(|r| r.decoding.is_none()).map(|r| r.wants).reduce(FirstToken::both);
+        self.tpot = live.clone().filter(|r| r.decoding.is_some()).map(|r| r.tpot).filter(|&t| t > 0).min();
+        self.waiting_tokens = live.clone().filter(|r| r.decoding.is_none()).map(|r| u64::from(r.prompt_tokens)).sum();
+        self.oldest = live.map(|r| r.heard).min().unwrap_or(Nanos::MAX);
     }
 }
 
@@ -185,6 +290,21 @@ mod tests {
         assert!(leases.waiting().is_some());
         leases.expire(150, &TARGETS, &mut stats);
         assert_eq!((leases.tpot(), leases.waiting(), stats.hints_expired), (None, None, 1));
+    }
+
+    #[test]
+    fn a_silent_request_lasts_while_the_gateway_speaks_of_others_but_not_for_ever() {
+        let (mut leases, mut stats) = (Leases::default(), Stats::default());
+        leases.hint(0, &admitted(1, 0, 0, 0), &TARGETS, 8, &mut stats);
+        let mut forgotten = None;
+        for now in (50..10_000).step_by(50) {
+            leases.hint(now, &admitted(2, 0, 0, 0), &TARGETS, 8, &mut stats);
+            leases.expire(now, &TARGETS, &mut stats);
+            if leases.waiting().map(|w| w.deadline) != Some(1_000) {
+                forgotten.get_or_insert(now);
+            }
+        }
+        assert_eq!((forgotten, stats.hints_expired), (Some(100 * SILENT_LEASES), 1));
     }
 
     #[test]

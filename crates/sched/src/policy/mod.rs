@@ -8,12 +8,13 @@
 //! **Invariant:** a policy decides order and time, never correctness: streams stay in order, waits are obeyed and every
 //! session's death is cleaned up whatever a policy answers.
 
+mod budget;
 mod clock;
 mod config;
 mod core_split;
 mod fifo;
 mod lane;
-mod learn;
+pub(crate) mod learn;
 mod leases;
 mod passthrough;
 mod phase;
@@ -25,12 +26,14 @@ pub use config::{ConfigError, First, PolicyConfig, PolicyName};
 
 use crate::dispatch::{HintInput, HoldReason, Op, Stats, Stream};
 use crate::{Nanos, Phase};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// A stream as policies name it: small, reused after [`Policy::closed`].
 pub type StreamIndex = usize;
 
 /// What a policy knows of a stream from the start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamInfo {
     /// Session.
     pub session: u64,
@@ -116,7 +119,7 @@ pub struct Choice {
 }
 
 /// Why a stream waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// Reason.
     pub reason: HoldReason,
@@ -132,8 +135,21 @@ impl Hold {
     }
 }
 
+/// State as bytes: a decision record begins with it ([`crate::dispatch::Record`]). Every policy derives it.
+pub trait Saved {
+    /// Appends everything that later decisions depend on.
+    fn save(&self) -> Vec<u8>;
+}
+
+impl<T: Serialize> Saved for T {
+    fn save(&self) -> Vec<u8> {
+        // Fails for collections of unknown length only, of which there are none.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+}
+
 /// A dispatch policy.
-pub trait Policy: Send {
+pub trait Policy: Saved + Send {
     /// Which of the ready streams submits next; `None` leaves all of them waiting. Asked again after each submission.
     fn choose(&mut self, now: Nanos, board: &Board<'_>, stats: &mut Stats) -> Option<Choice>;
 
@@ -143,6 +159,11 @@ pub trait Policy: Send {
     /// In-flight window of a stream whose next operators have this phase and mean time, given the configured one.
     fn window(&self, _phase: Phase, _mean_solo: f64, configured: u32) -> u32 {
         configured
+    }
+
+    /// The policy measures predictions itself ([`learn::Learner`]); for others the dispatcher does.
+    fn measures(&self) -> bool {
+        false
     }
 
     /// A stream appeared.
@@ -163,6 +184,22 @@ pub trait Policy: Send {
     fn boundary(&mut self, _now: Nanos, _stream: StreamIndex, _stats: &mut Stats) {}
     /// The gateway said something.
     fn hint(&mut self, _now: Nanos, _session: u64, _hint: &HintInput, _stats: &mut Stats) {}
+}
+
+/// The policy that a configuration asks for, in the state that [`Saved::save`] gave.
+pub(crate) fn restore(config: &PolicyConfig, bytes: &[u8]) -> postcard::Result<Box<dyn Policy>> {
+    fn read<P: Policy + DeserializeOwned + 'static>(bytes: &[u8]) -> postcard::Result<Box<dyn Policy>> {
+        Ok(Box::new(postcard::from_bytes::<P>(bytes)?))
+    }
+    match config.name {
+        PolicyName::Passthrough => read::<passthrough::Passthrough>(bytes),
+        PolicyName::Fifo => read::<fifo::Fifo>(bytes),
+        PolicyName::Quota => read::<quota::Quota>(bytes),
+        PolicyName::Priority => read::<priority::Priority>(bytes),
+        PolicyName::StaticRatio => read::<static_ratio::StaticRatio>(bytes),
+        PolicyName::CoreSplit => read::<core_split::CoreSplit>(bytes),
+        PolicyName::Phase => read::<phase::PhasePolicy>(bytes),
+    }
 }
 
 /// The policy that a configuration asks for.

@@ -6,7 +6,9 @@
 use super::{Board, Candidate, Choice, Hold, Policy};
 use crate::dispatch::{HoldReason, Stats};
 use crate::{Nanos, Phase};
+use serde::{Deserialize, Serialize};
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct Passthrough;
 
 impl Policy for Passthrough {

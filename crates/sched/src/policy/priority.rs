@@ -10,11 +10,13 @@
 use super::{Board, Candidate, Choice, First, Hold, Policy, PolicyConfig, StreamIndex, StreamInfo};
 use crate::dispatch::{HoldReason, Op, Stats};
 use crate::{Nanos, Phase};
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 
 /// Smaller goes first.
 type Rank = (Reverse<u8>, u32, bool);
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct Priority {
     first: First,
     age_max: Nanos,

@@ -11,9 +11,10 @@
 use super::{Board, Candidate, Choice, Hold, Policy, PolicyConfig, StreamIndex, StreamInfo};
 use crate::dispatch::{HoldReason, Op, Stats};
 use crate::{Nanos, nanos};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Share {
     weight: u32,
     streams: u32,
@@ -23,6 +24,7 @@ struct Share {
     allowance: f64,
 }
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct Quota {
     quota: u32,
     round: Nanos,

@@ -8,10 +8,12 @@
 use super::{Board, Candidate, Choice, Hold, Policy, PolicyConfig, StreamIndex};
 use crate::dispatch::{HoldReason, Op, Stats};
 use crate::{Nanos, Phase};
+use serde::{Deserialize, Serialize};
 
 const PREFILL: usize = 0;
 const DECODE: usize = 1;
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct StaticRatio {
     /// Part of the time.
     part: [f64; 2],

@@ -2,7 +2,7 @@
 //! that every run is checked against, whatever the policy decided.
 #![allow(dead_code)]
 
-use sched::dispatch::HoldReason;
+use sched::dispatch::{HoldReason, Label, RecordLimits};
 use sched::policy::PolicyName;
 use sched::{
     Action, CoRun, Demand, Dispatcher, EventKey, Item, Limits, Nanos, Phase, PolicyConfig, SessionParams, StreamKey,
@@ -239,7 +239,7 @@ impl World {
 
     /// Like [`World::new`], with everything recorded.
     pub fn recording(mut self, bytes_max: usize) -> Self {
-        self.dispatcher.start_record(bytes_max).expect("idle");
+        self.dispatcher.start_record(RecordLimits { bytes_max, span: Nanos::MAX });
         self
     }
 
@@ -407,7 +407,7 @@ impl World {
             Act::Op { stream, work, phase } => {
                 self.exact &= work.error == 1.0;
                 let solo = (work.solo as f64 * work.error) as Nanos;
-                let item = Item::Op { token, solo, demand: work.demand(work.error), phase };
+                let item = Item::Op { token, solo, demand: work.demand(work.error), phase, label: Label::default() };
                 self.ops.insert(token, OpTrace { pushed: self.now, solo: work.solo, ..OpTrace::default() });
                 self.demands.insert(token, (work.demand(1.0), phase));
                 self.model.entry(at(stream)).or_default().push(Entry::Op(token));
