@@ -1,21 +1,21 @@
-//! The admin API: health, metrics, status, policy. Described by `openapi/daemon-admin.yaml`.
+//! The admin API: health, metrics, status, steps, requests, policy. Described by `openapi/daemon-admin.yaml`.
 //!
 //! Handlers ask the dispatch thread and translate its answer; a thread that does not answer is a 503, never a hang.
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{MethodRouter, get};
-use runtime::{DeviceHandle, NoAnswer, Snapshot};
+use runtime::{DeviceHandle, NoAnswer, RequestSnapshot, Snapshot, StepSnapshot};
 use sched::PolicyConfig;
 use sched::policy::{ConfigError, PolicyName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::info;
 
-use crate::metrics;
+use crate::{metrics, record};
 
 /// Longest request body: a policy is a few hundred bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -46,7 +46,35 @@ struct ErrorBody {
     error: String,
 }
 
-struct Failure(StatusCode, String);
+/// What a request is answered that fails.
+pub struct Failure(StatusCode, String);
+
+impl Failure {
+    /// The request is wrong.
+    pub fn bad(message: String) -> Self {
+        Self(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// It cannot be done now.
+    pub fn conflict(message: &str) -> Self {
+        Self(StatusCode::CONFLICT, message.to_owned())
+    }
+}
+
+/// What handlers work on.
+#[derive(Clone)]
+pub struct Admin {
+    /// The dispatch thread.
+    pub handle: DeviceHandle,
+    /// Whose recording it is.
+    pub turn: record::Turn,
+}
+
+impl FromRef<Admin> for DeviceHandle {
+    fn from_ref(admin: &Admin) -> Self {
+        admin.handle.clone()
+    }
+}
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -61,7 +89,7 @@ impl From<NoAnswer> for Failure {
 }
 
 /// Asks the dispatch thread, off the async threads: an answer may take up to a second.
-async fn ask<T: Send + 'static>(
+pub async fn ask<T: Send + 'static>(
     handle: DeviceHandle,
     question: impl FnOnce(&DeviceHandle) -> Result<T, NoAnswer> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -83,6 +111,23 @@ async fn status(State(handle): State<DeviceHandle>) -> Result<Json<Snapshot>, Fa
     Ok(Json(ask(handle, DeviceHandle::snapshot).await?))
 }
 
+#[derive(Deserialize)]
+struct After {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn steps(
+    State(handle): State<DeviceHandle>,
+    Query(from): Query<After>,
+) -> Result<Json<Vec<StepSnapshot>>, Failure> {
+    Ok(Json(ask(handle, move |handle| handle.steps(from.after)).await?))
+}
+
+async fn requests(State(handle): State<DeviceHandle>) -> Result<Json<Vec<RequestSnapshot>>, Failure> {
+    Ok(Json(ask(handle, DeviceHandle::requests).await?))
+}
+
 async fn get_policy(State(handle): State<DeviceHandle>) -> Result<Json<PolicyConfig>, Failure> {
     Ok(Json(ask(handle, DeviceHandle::snapshot).await?.policy))
 }
@@ -95,20 +140,24 @@ async fn put_policy(State(handle): State<DeviceHandle>, body: Bytes) -> Result<J
 }
 
 /// Every route: path, methods as the API description spells them, handlers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<DeviceHandle>); 4] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 7] {
     [
         ("/health", &["get"], get(health)),
         ("/metrics", &["get"], get(show_metrics)),
         ("/v1/status", &["get"], get(status)),
+        ("/v1/steps", &["get"], get(steps)),
+        ("/v1/requests", &["get"], get(requests)),
         ("/v1/policy", &["get", "put"], get(get_policy).put(put_policy)),
+        ("/v1/record", &["get", "put", "delete"], get(record::get).put(record::put).delete(record::delete)),
     ]
 }
 
 /// The API over one device.
 pub fn router(handle: DeviceHandle) -> Router {
-    let add = |router: Router<DeviceHandle>, (path, _, methods)| router.route(path, methods);
+    let add = |router: Router<Admin>, (path, _, methods)| router.route(path, methods);
+    let admin = Admin { handle, turn: record::Turn::default() };
     let router = routes().into_iter().fold(Router::new(), add);
-    router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(handle)
+    router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(admin)
 }
 
 #[cfg(test)]
@@ -194,6 +243,7 @@ mod tests {
         let facts = session::DeviceFacts { soc_name: "Ascend910B3".into(), hbm_bytes: 0, device_index: 0, epoch: 0 };
         let (_client, server) = session::local(session::Layout::default(), doorbell, facts).unwrap();
         core.attach(&server, sched::SessionParams::default()).unwrap();
+        core.start_record(sched::dispatch::RecordLimits { bytes_max: 1 << 20, span: 1 });
         let status = serde_json::to_value(core.snapshot(Default::default(), 0)).unwrap();
         let mut served = BTreeSet::new();
         names(&status, &mut served);

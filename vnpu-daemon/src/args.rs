@@ -32,6 +32,9 @@ pub struct Args {
     /// Address of the admin API; without it there is none. Port 0 takes a free one, which the `ready` line names.
     #[arg(long, value_name = "HOST:PORT")]
     pub admin: Option<SocketAddr>,
+    /// Keep a record of the last decisions from the start, in so many MiB: `vnpu record`, `vnpu trace` show them afterwards.
+    #[arg(long, value_name = "MIB", num_args = 0..=1, default_missing_value = "64", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub record: Option<u32>,
     /// Which of the machine's devices this is; told to clients.
     #[arg(long, default_value_t = 0)]
     pub index: u32,

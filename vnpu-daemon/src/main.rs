@@ -16,6 +16,7 @@
 mod admin;
 mod args;
 mod metrics;
+mod record;
 mod watch;
 
 use std::io::Write as _;
@@ -57,6 +58,9 @@ fn main() -> Result<()> {
     let device = Emulated::new(args.device.clone().emulated(Arc::new(move || worker_bell.ring())))?;
     let handle = DeviceLoop::spawn(Box::new(device), policy, args.limits(), doorbell.clone())?;
     let info = handle.info().clone();
+    if let Some(mib) = args.record {
+        record::start(&handle, mib)?;
+    }
 
     let facts = DeviceFacts {
         soc_name: info.soc_name.clone(),

@@ -64,7 +64,8 @@ impl Collector for Page {
         family(e, ("vnpu_memory", "Device memory.", Some(&Unit::Bytes), Gauge), memory)?;
 
         type Value = fn(&Snapshot) -> u64;
-        let gauges: [(&str, &str, Value); 3] = [
+        let gauges: [(&str, &str, Value); 4] = [
+            ("vnpu_requests", "Requests that hints keep alive.", |s| s.scheduling.requests as u64),
             ("vnpu_sessions", "Client processes attached.", |s| s.sessions.len() as u64),
             ("vnpu_operators_in_flight", "Operators and copies on the device.", |s| s.in_flight as u64),
             ("vnpu_items_queued", "Items queued behind the policy.", |s| s.queued as u64),
@@ -78,7 +79,9 @@ impl Collector for Page {
             ("vnpu_faults", "Errors given to applications.", |s| s.faults_total),
             ("vnpu_hints", "Phase hints taken in.", |s| s.hints_total),
             ("vnpu_round_trips", "Calls of clients answered: synchronous round trips.", |s| s.round_trips_total),
-            ("vnpu_hints_expired", "Hints forgotten because their lease ran out.", |s| s.scheduling.hints_expired),
+            ("vnpu_hints_expired", "Requests forgotten because the gateway had not mentioned them for a lease.", |s| {
+                s.scheduling.hints_expired
+            }),
             ("vnpu_decode_steps", "Decode steps completed.", |s| s.scheduling.decode_steps),
             ("vnpu_decode_steps_late", "Decode steps completed after they were due.", |s| {
                 s.scheduling.decode_steps_late
@@ -113,6 +116,26 @@ impl Collector for Page {
             family(e, (name, help, Some(&Unit::Seconds), Counter), samples)?;
         }
 
+        let by_size = |p: &PredictionSnapshot| {
+            [("phase", p.phase.name().to_owned()), ("size_from_us", (p.size_from_ns / 1000).to_string())]
+        };
+        let samples = s.predictions.iter().map(|p| (by_size(p), ConstCounter::new(p.samples)));
+        let help =
+            "Operators that had the device for themselves, by size: predicted microseconds and up to twice that.";
+        family(e, ("vnpu_prediction_samples", help, None, Counter), samples)?;
+        type Mean = (&'static str, &'static str, fn(&PredictionSnapshot) -> f64);
+        let means: [Mean; 2] = [
+            ("vnpu_prediction_mean_relative_error", "Mean absolute relative error of the cost model.", |p| {
+                p.mean_relative_error
+            }),
+            ("vnpu_prediction_corrected_mean_relative_error", "The same after correction by what was learnt.", |p| {
+                p.corrected_mean_relative_error
+            }),
+        ];
+        for (name, help, value) in means {
+            let samples = s.predictions.iter().map(|p| (by_size(p), ConstGauge::new(value(p))));
+            family(e, (name, help, None, Gauge), samples)?;
+        }
         type Prediction = (&'static str, &'static str, fn(&PredictionSnapshot) -> u64);
         let predictions: [Prediction; 3] = [
             ("vnpu_prediction_measured", "Time of operators that had the device for themselves.", |p| p.measured_ns),
@@ -122,10 +145,7 @@ impl Collector for Page {
             }),
         ];
         for (name, help, value) in predictions {
-            let samples = s
-                .predictions
-                .iter()
-                .map(|p| ([("phase", p.phase.name())], ConstCounter::new(value(p) as f64 / NS_PER_S)));
+            let samples = s.predictions.iter().map(|p| (by_size(p), ConstCounter::new(value(p) as f64 / NS_PER_S)));
             family(e, (name, help, Some(&Unit::Seconds), Counter), samples)?;
         }
         let overloaded = ConstCounter::new(s.scheduling.overloaded_ns as f64 / NS_PER_S);

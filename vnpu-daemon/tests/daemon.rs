@@ -285,6 +285,40 @@ fn the_policy_can_be_seen_and_changed_while_work_runs() {
 }
 
 #[test]
+fn decisions_are_recorded_on_request_and_never_for_nobody() {
+    let daemon = Daemon::start("Ascend910B3:timing:paced", "phase");
+    let send = |method: &str, path: &str, body: &str| daemon.admin.send(method, path, body).unwrap();
+    let recording = || daemon.status()["recording"].clone();
+    assert!(recording().is_null());
+    for (method, path, body, words) in [
+        ("GET", "/v1/record?seconds=601", "", "1 to 600"),
+        ("GET", "/v1/record?mib=0", "", "1 to 1024"),
+        ("PUT", "/v1/record", r#"{"mib":2000}"#, "1 to 1024"),
+        ("PUT", "/v1/record", r#"{"mb":1}"#, "mib"),
+    ] {
+        let (status, text) = send(method, path, body);
+        assert!(status == 400 && text.contains(words), "{method} {path} {body}: {status} {text}");
+    }
+    assert!(recording().is_null(), "a refused request changes nothing");
+    let (status, text) = send("PUT", "/v1/record", r#"{"mib":1,"seconds":2}"#);
+    assert_eq!(status, 200, "{text}");
+    assert_eq!((&recording()["bytes_max"], &recording()["span_ns"]), (&MIB.into(), &2_000_000_000u64.into()));
+    assert_eq!(send("DELETE", "/v1/record", "").0, 204);
+    assert!(recording().is_null());
+
+    // For one request, as long as somebody waits for it.
+    let mut client = std::net::TcpStream::connect(daemon.admin.authority()).unwrap();
+    client.write_all(b"GET /v1/record?seconds=600 HTTP/1.1\r\nhost: d\r\n\r\n").unwrap();
+    wait_for("it is recorded", || !recording().is_null());
+    for (method, body) in [("GET", ""), ("PUT", "{}")] {
+        let (status, text) = send(method, "/v1/record", body);
+        assert!(status == 409 && text.contains("another request"), "{method}: {status} {text}");
+    }
+    drop(client);
+    wait_for("nobody waits any more", || recording().is_null());
+}
+
+#[test]
 fn only_its_user_may_connect_and_nothing_stays_behind() {
     let mut daemon = Daemon::start(FUNCTIONAL, "phase");
     let mode = std::fs::metadata(&daemon.socket).unwrap().permissions().mode();

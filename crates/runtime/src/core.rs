@@ -18,24 +18,31 @@
 //! allocation once the pools have grown, no system call. `cargo run --release -p runtime --example dispatch_cost` measures
 //! them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use acl_abi::OpCall;
 use device::{Completion, Compute, Device};
-use sched::dispatch::Window;
+use sched::dispatch::{Aside, Window};
 use sched::{Action, Dispatcher, Nanos, PolicyConfig, Profile, SessionParams, Token};
 use session::ServerSession;
 use wire::{Reply, ReplyTo};
 
+use crate::event_records::event_fault;
 use crate::fault::Fault;
 use crate::items::{Entry, Items, Purpose};
+use crate::latency::Served;
 use crate::limits::Limits;
 use crate::memory::Released;
+use crate::occupancy::Occupancy;
 use crate::pool::Pool;
 use crate::port::Port;
+use crate::recording::SessionName;
+use crate::shared_events::SharedEvents;
 use crate::shares::Shares;
+use crate::steps::StepLog;
 use crate::tenant::{PhaseCount, Tenant};
 use crate::translate;
+use crate::values::Values;
 
 /// How long an allocation waits for memory that is freed but still in use by queued work, before it fails: as long as a
 /// generous step. A real device would make the `aclrtFree` wait instead, without a bound.
@@ -136,6 +143,12 @@ pub struct Core {
     pub(crate) parked: Vec<Parked>,
     /// Memory that several sessions hold.
     pub(crate) shares: Shares,
+    /// Events that several sessions have.
+    pub(crate) shared_events: SharedEvents,
+    /// Streams that wait for a value in memory.
+    pub(crate) values: Values,
+    /// Looks at memory that the device has.
+    pub(crate) looks: usize,
     /// Next physical stream; never reused, the device keeps nothing of an idle one.
     pub(crate) next_physical: u32,
     /// The time that everything has been brought up to.
@@ -155,8 +168,20 @@ pub struct Core {
     pub(crate) sessions_total: u64,
     pub(crate) faults_total: u64,
     pub(crate) hints_total: u64,
+    /// Requests forgotten because their leases ran out, or because there were too many.
+    pub(crate) hints_expired: u64,
+    pub(crate) hints_dropped: u64,
+    /// No lease runs out before this time.
+    pub(crate) leases_end: Nanos,
+    pub(crate) steps: StepLog,
     /// Calls answered to sessions that have ended.
     pub(crate) replies_past: u64,
+    /// How busy the device is.
+    pub(crate) occupancy: Occupancy,
+    /// What hints told of the requests of sessions that have ended.
+    pub(crate) served_past: Served,
+    /// Sessions that ended while there was a recording.
+    pub(crate) names_past: VecDeque<SessionName>,
     actions: Vec<Action>,
     completions: Vec<Completion>,
     dropped: Vec<Token>,
@@ -176,7 +201,6 @@ impl Core {
         let modelled = info.paced && info.compute == Compute::Timing;
         let window = if modelled { Window::Adaptive { handoff: 0, max: 16 } } else { Window::Fixed(16) };
         device.set_core_split(policy.core_split());
-        let defaults = sched::dispatch::Limits::default();
         let bounds = sched::dispatch::Limits {
             window,
             sessions_max: limits.sessions_max,
@@ -184,7 +208,7 @@ impl Core {
             flags_per_session_max: limits.events_max,
             items_per_session_max: DISPATCHER_ITEMS * limits.queued_items_max,
             events_per_session_max: limits.events_max,
-            ..defaults
+            requests_per_session_max: limits.requests_max,
         };
         Ok(Self {
             device,
@@ -197,6 +221,9 @@ impl Core {
             pool: Pool::default(),
             parked: Vec::new(),
             shares: Shares::default(),
+            shared_events: SharedEvents::default(),
+            values: Values::default(),
+            looks: 0,
             next_physical: 0,
             time: 0,
             urgent: 0,
@@ -208,7 +235,14 @@ impl Core {
             sessions_total: 0,
             faults_total: 0,
             hints_total: 0,
+            hints_expired: 0,
+            hints_dropped: 0,
+            leases_end: Nanos::MAX,
+            steps: StepLog::default(),
             replies_past: 0,
+            occupancy: Occupancy::default(),
+            served_past: Served::default(),
+            names_past: VecDeque::new(),
             actions: Vec::new(),
             completions: Vec::new(),
             dropped: Vec::new(),
@@ -251,6 +285,9 @@ impl Core {
         self.advance(now);
         let Some((mut tenant, port)) = self.tenants.remove(&session) else { return };
         self.replies_past += port.replies();
+        self.note_past(session, &tenant.peer);
+        self.served_past.merge(&tenant.served);
+        self.close_steps(session, &mut tenant);
         let mut dropped = std::mem::take(&mut self.dropped);
         dropped.clear();
         self.dispatcher.close_session(self.time, session, &mut dropped);
@@ -266,6 +303,8 @@ impl Core {
         self.dropped = dropped;
         self.parked.retain(|p| p.session != session);
         self.replaying.retain(|&s| s != session);
+        self.values.forget_session(session);
+        self.shared_events_end(session, tenant.events.values().filter_map(|e| e.shared));
         let Self { device, shares, .. } = self;
         tenant.space.release_all(|released| give_back(&mut **device, shares, session, released));
         self.settle_shares();
@@ -304,12 +343,16 @@ impl Core {
     pub fn set_policy(&mut self, now: Nanos, policy: PolicyConfig) {
         self.dispatcher.set_policy(policy);
         self.device.set_core_split(policy.core_split());
+        self.tell_requests();
         self.advance(now);
     }
 
     /// Brings everything up to `now`: see the module's paragraph on time.
     pub fn advance(&mut self, now: Nanos) {
         let now = now.max(self.time);
+        if now >= self.leases_end {
+            self.expire_hints();
+        }
         let mut awaiting_worker = false;
         loop {
             let expiry = self.dispatcher.wake_at(self.time).filter(|&t| t > self.time);
@@ -374,6 +417,7 @@ impl Core {
         loop {
             self.ended_early = false;
             changed |= self.step_once();
+            self.ended_early |= self.look_at_values();
             if !self.ended_early {
                 return changed;
             }
@@ -403,6 +447,7 @@ impl Core {
         let Some(entry) = self.items.get_mut(token) else { return };
         let Some(command) = entry.command.take() else { return };
         entry.submitted = Some(self.time);
+        self.occupancy.begins(self.time, entry.phase);
         self.device.submit(self.time, entry.physical, token, entry.phase, entry.work, command);
         self.in_flight += 1;
         if let Some((tenant, _)) = self.tenants.get_mut(&entry.session) {
@@ -412,11 +457,15 @@ impl Core {
 
     /// The device has finished an item.
     fn completed(&mut self, completion: Completion) {
+        let Some(completion) = self.unless_a_look(completion) else { return };
         let Completion { token, at, result, extent, cmd } = completion;
         self.in_flight -= 1;
         self.pool.recycle(cmd);
-        let Self { items, tenants, device, shares, dispatcher, urgent, phases, time, faults_total, .. } = self;
+        let Self { items, tenants, device, shares, dispatcher, urgent, phases, time, faults_total, occupancy, .. } =
+            self;
+        let mut written = None;
         items.finish(token, |entry| {
+            occupancy.ends(*time, entry.phase);
             *urgent -= usize::from(entry.is_urgent());
             let Purpose::Work(stream) = entry.purpose else { unreachable!("only work is submitted") };
             if stream.is_some() {
@@ -439,9 +488,14 @@ impl Core {
                 None => began,
             };
             let measured = at.saturating_sub(began);
+            if stream.is_none() {
+                let Entry { session, label, phase, solo, .. } = *entry;
+                dispatcher.note_aside(|| Aside { session, label, phase, solo, began, ended: at });
+            }
             tenant.phases[entry.phase.index()].add(entry.solo, measured);
             phases[entry.phase.index()].add(entry.solo, measured);
             let fault = result.err().map(|e| Fault::new(DEVICE_FAULT, e.text));
+            written = entry.word.filter(|_| fault.is_none()).map(|word| (session, stream, word));
             *faults_total += u64::from(fault.is_some());
             match (entry.reply, fault) {
                 (Some(reply), Some(fault)) => port.reply(reply, &fault.into()),
@@ -457,11 +511,17 @@ impl Core {
                 (None, None) => {}
             }
         });
+        if let Some((session, stream, word)) = written {
+            self.remember_word(session, stream, word);
+        }
+        if !self.values.is_empty() {
+            self.values.changed();
+        }
     }
 
     /// What a waiter waited for has happened.
     fn done(&mut self, token: Token) {
-        let Self { items, tenants, .. } = self;
+        let Self { items, tenants, values, shared_events, .. } = self;
         items.finish(token, |entry: &mut Entry| {
             let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
             tenant.items -= 1;
@@ -478,13 +538,14 @@ impl Core {
                     tenant.host_calls.reached(call, port);
                     None
                 }
-                Purpose::StreamSync(stream) => tenant.take_stream_fault(stream),
-                Purpose::EventSync(event) => {
-                    let stream = tenant.events.get(&event).and_then(|e| e.stream);
-                    stream.and_then(|stream| tenant.take_stream_fault(stream))
+                Purpose::ValueReached(flag) => {
+                    values.reached((entry.session, flag));
+                    None
                 }
+                Purpose::StreamSync(stream) => tenant.take_stream_fault(stream),
+                Purpose::EventSync(event) => event_fault(tenant, shared_events, entry.session, event),
                 Purpose::DeviceSync => tenant.take_oldest_fault(),
-                Purpose::Work(_) => unreachable!("work is never done without the device"),
+                Purpose::Work(_) | Purpose::ValueLook(_) => unreachable!("work is never done without the device"),
             };
             if let Some(reply) = entry.reply {
                 let done = Reply::value(entry.fetched.into());

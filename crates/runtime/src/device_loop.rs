@@ -1,8 +1,9 @@
-//! The dispatch thread: the one thread that owns a device.
+//! The dispatch thread: the one thread that owns a device, or several.
 //!
 //! A turn: look at the clock, bring the state machine up to that time, take what the rings hold (a bounded number of
-//! records of each), take what the control side asks for. With nothing to do, spin briefly, then sleep on the doorbell
-//! until the state machine says that something may happen.
+//! records of each), take what the control side asks for; so for each device. With nothing to do, spin briefly, then sleep
+//! on the doorbell until a state machine says that something may happen. Devices share the thread, the clock and the
+//! doorbell, and nothing else: modelled time is exact on each, however long the thread is with another.
 //!
 //! Who rings the doorbell: clients that posted while the thread slept, the device's worker threads, and [`DeviceHandle`].
 //! Nobody polls.
@@ -19,12 +20,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use device::{Device, DeviceInfo};
 use parking_lot::Mutex;
+use sched::dispatch::RecordLimits;
 use sched::{Nanos, PolicyConfig, SessionParams};
 use session::{Doorbell, ServerSession};
 
 use crate::core::{AttachError, Core, StartError, Wake};
 use crate::limits::Limits;
+use crate::recording::Taken;
 use crate::snapshot::{LoopCounters, Snapshot};
+use crate::steps::{RequestSnapshot, StepSnapshot};
 
 /// How long the thread stays awake after the last record: a few gaps between the operators of an eager engine (10 µs
 /// each), so that a burst is taken in without a wake-up per operator; little enough for a machine with two cores.
@@ -56,18 +60,37 @@ enum Control {
     Detach(u64, Sender<()>),
     SetPolicy(PolicyConfig, Sender<()>),
     Snapshot(Sender<Snapshot>),
+    StartRecord(RecordLimits, Sender<()>),
+    StopRecord(Sender<()>),
+    CopyRecord(Sender<Option<Taken>>),
+    Steps(u64, Sender<Vec<StepSnapshot>>),
+    Requests(Sender<Vec<RequestSnapshot>>),
     Shutdown,
 }
 
 /// A dispatch thread's own state.
 pub struct DeviceLoop {
-    core: Core,
+    lanes: Vec<Lane>,
     doorbell: Doorbell,
-    control: Receiver<Control>,
     started: Instant,
+}
+
+/// One device on the thread.
+struct Lane {
+    core: Core,
+    control: Receiver<Control>,
     sessions: Vec<Attached>,
     counters: LoopCounters,
     violations: u64,
+    busy_until: Nanos,
+}
+
+/// What a turn of a device was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Idle,
+    Busy,
+    Stop,
 }
 
 struct Attached {
@@ -96,23 +119,39 @@ impl DeviceLoop {
         limits: Limits,
         doorbell: Doorbell,
     ) -> Result<DeviceHandle, StartError> {
-        let info = Arc::new(device.info().clone());
-        let core = Core::new(device, policy, limits)?;
-        let (sender, control) = bounded(CONTROL_MAX);
-        let this = Self {
-            core,
-            doorbell: doorbell.clone(),
-            control,
-            started: Instant::now(),
-            sessions: Vec::new(),
-            counters: LoopCounters::default(),
-            violations: 0,
-        };
+        let mut handles = Self::spawn_all(vec![(device, policy)], limits, doorbell)?;
+        // One device was given, so there is one.
+        handles.pop().ok_or_else(|| StartError::System("no device".to_owned()))
+    }
+
+    /// Hands several devices to one new dispatch thread; a handle for each, in order. [`DeviceHandle::shutdown`] of any of them
+    /// ends the thread.
+    ///
+    /// # Errors
+    /// A device has no profile, or the thread cannot be started.
+    pub fn spawn_all(
+        devices: Vec<(Box<dyn Device>, PolicyConfig)>,
+        limits: Limits,
+        doorbell: Doorbell,
+    ) -> Result<Vec<DeviceHandle>, StartError> {
+        let (mut lanes, mut ends) = (Vec::new(), Vec::new());
+        for (device, policy) in devices {
+            let info = Arc::new(device.info().clone());
+            let core = Core::new(device, policy, limits)?;
+            let (sender, control) = bounded(CONTROL_MAX);
+            let (sessions, counters) = (Vec::new(), LoopCounters::default());
+            lanes.push(Lane { core, control, sessions, counters, violations: 0, busy_until: 0 });
+            ends.push((sender, info));
+        }
+        let this = Self { lanes, doorbell: doorbell.clone(), started: Instant::now() };
         let thread = std::thread::Builder::new()
             .name("dispatch".into())
             .spawn(move || this.run())
             .map_err(|e| StartError::System(e.to_string()))?;
-        Ok(DeviceHandle { control: sender, doorbell, thread: Arc::new(Mutex::new(Some(thread))), info })
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        let handle =
+            |(control, info)| DeviceHandle { control, info, doorbell: doorbell.clone(), thread: Arc::clone(&thread) };
+        Ok(ends.into_iter().map(handle).collect())
     }
 
     fn now(&self) -> Nanos {
@@ -122,26 +161,91 @@ impl DeviceLoop {
     fn run(mut self) {
         // Refused only by a seccomp filter; timers are then 50 µs late, and nothing else changes.
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-        let mut busy_until = 0;
         loop {
-            self.counters.turns += 1;
-            let now = self.now();
-            self.core.advance(now);
-            let mut busy = self.drain(now);
-            while let Ok(control) = self.control.try_recv() {
-                busy = true;
-                if !self.control(now, control) {
-                    return;
+            let (mut busy, mut now) = (false, 0);
+            for lane in &mut self.lanes {
+                now = self.started.elapsed().as_nanos() as Nanos;
+                match lane.turn(now) {
+                    Turn::Idle => {}
+                    Turn::Busy => busy = true,
+                    Turn::Stop => return,
                 }
             }
-            if busy {
-                // At the time of arrival, before the clock is looked at again.
-                self.core.advance(now);
-                busy_until = now + SPIN_NS;
-                continue;
+            if !busy {
+                self.rest(now);
             }
-            self.rest(now, busy_until);
         }
+    }
+
+    /// Something to read, on any device.
+    fn has_pending(&self) -> bool {
+        self.lanes.iter().any(Lane::has_pending)
+    }
+
+    /// Nothing to do: spins until the time that the last record set, then sleeps until something may happen.
+    fn rest(&mut self, now: Nanos) {
+        let (mut latest, mut sleep_until) = (Nanos::MAX, Nanos::MAX);
+        for lane in &self.lanes {
+            let (at, lead) = match lane.core.next_wake(now) {
+                Wake::Doorbell => continue,
+                Wake::By(at) => (at, 0),
+                Wake::At(at) => (at, WAKE_LEAD_NS),
+            };
+            latest = latest.min(at);
+            sleep_until = sleep_until.min(at.saturating_sub(lead));
+        }
+        let busy_until = self.lanes.iter().map(|lane| lane.busy_until).max().unwrap_or(0);
+        let spin_until = if sleep_until <= now { latest } else { busy_until.min(latest) };
+        let mut present = now;
+        while present < spin_until {
+            if self.has_pending() {
+                return;
+            }
+            // Not a pause only: the client that was just answered may have been woken on this very core.
+            std::thread::yield_now();
+            present = self.now();
+        }
+        if present >= sleep_until {
+            return;
+        }
+        let mut pending = false;
+        for lane in &self.lanes {
+            pending |= !lane.control.is_empty();
+            for attached in &lane.sessions {
+                if lane.core.has_room(attached.session.id()) {
+                    pending |= attached.session.prepare_sleep();
+                }
+            }
+        }
+        if !pending {
+            self.lanes.iter_mut().for_each(|lane| lane.counters.sleeps += 1);
+            let timeout = (sleep_until != Nanos::MAX).then(|| Duration::from_nanos(sleep_until - present));
+            self.doorbell.wait(timeout);
+        }
+        for attached in self.lanes.iter().flat_map(|lane| &lane.sessions) {
+            attached.session.cancel_sleep();
+        }
+    }
+}
+
+impl Lane {
+    fn turn(&mut self, now: Nanos) -> Turn {
+        self.counters.turns += 1;
+        self.core.advance(now);
+        let mut busy = self.drain(now);
+        while let Ok(control) = self.control.try_recv() {
+            busy = true;
+            if !self.control(now, control) {
+                return Turn::Stop;
+            }
+        }
+        if !busy {
+            return Turn::Idle;
+        }
+        // At the time of arrival, before the clock is looked at again.
+        self.core.advance(now);
+        self.busy_until = now + SPIN_NS;
+        Turn::Busy
     }
 
     /// Takes records from every ring; true if there were any.
@@ -206,6 +310,23 @@ impl DeviceLoop {
             Control::Snapshot(answer) => {
                 let _ = answer.send(self.core.snapshot(self.counters, self.violations));
             }
+            Control::StartRecord(limits, answer) => {
+                self.core.start_record(limits);
+                let _ = answer.send(());
+            }
+            Control::StopRecord(answer) => {
+                self.core.stop_record();
+                let _ = answer.send(());
+            }
+            Control::CopyRecord(answer) => {
+                let _ = answer.send(self.core.copy_record());
+            }
+            Control::Steps(after, answer) => {
+                let _ = answer.send(self.core.steps(after));
+            }
+            Control::Requests(answer) => {
+                let _ = answer.send(self.core.requests());
+            }
             Control::Shutdown => return false,
         }
         true
@@ -216,44 +337,6 @@ impl DeviceLoop {
     fn has_pending(&self) -> bool {
         !self.control.is_empty()
             || self.sessions.iter().any(|a| a.session.has_pending() && self.core.has_room(a.session.id()))
-    }
-
-    /// Nothing to do: spins until `busy_until`, then sleeps until something may happen.
-    fn rest(&mut self, now: Nanos, busy_until: Nanos) {
-        let wake = self.core.next_wake(now);
-        let (latest, lead) = match wake {
-            Wake::Doorbell => (Nanos::MAX, 0),
-            Wake::By(at) => (at, 0),
-            Wake::At(at) => (at, WAKE_LEAD_NS),
-        };
-        let sleep_until = latest.saturating_sub(lead);
-        let spin_until = if sleep_until <= now { latest } else { busy_until.min(latest) };
-        let mut present = now;
-        while present < spin_until {
-            if self.has_pending() {
-                return;
-            }
-            // Not a pause only: the client that was just answered may have been woken on this very core.
-            std::thread::yield_now();
-            present = self.now();
-        }
-        if present >= sleep_until {
-            return;
-        }
-        let mut pending = !self.control.is_empty();
-        for attached in &self.sessions {
-            if self.core.has_room(attached.session.id()) {
-                pending |= attached.session.prepare_sleep();
-            }
-        }
-        if !pending {
-            self.counters.sleeps += 1;
-            let timeout = (latest != Nanos::MAX).then(|| Duration::from_nanos(sleep_until - present));
-            self.doorbell.wait(timeout);
-        }
-        for attached in &self.sessions {
-            attached.session.cancel_sleep();
-        }
     }
 }
 
@@ -312,6 +395,51 @@ impl DeviceHandle {
     pub fn snapshot(&self) -> Result<Snapshot, NoAnswer> {
         let (answer, result) = bounded(1);
         self.ask(Control::Snapshot(answer), &result)
+    }
+
+    /// Begins to record decisions, or begins anew.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn start_record(&self, limits: RecordLimits) -> Result<(), NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::StartRecord(limits, answer), &result)
+    }
+
+    /// Ends the recording and drops it.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn stop_record(&self) -> Result<(), NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::StopRecord(answer), &result)
+    }
+
+    /// A copy of what is recorded so far, the recording going on; `None` if there is none.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn copy_record(&self) -> Result<Option<Taken>, NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::CopyRecord(answer), &result)
+    }
+
+    /// Steps that streams ran, from number `after` on, as far as they are kept; then the open ones.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn steps(&self, after: u64) -> Result<Vec<StepSnapshot>, NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::Steps(after, answer), &result)
+    }
+
+    /// Requests that hints keep alive.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn requests(&self) -> Result<Vec<RequestSnapshot>, NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::Requests(answer), &result)
     }
 
     /// Ends the thread and waits for it: every client is told that it is lost, the device is dropped. False if the thread had

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use acl_abi::OpCall;
 use parking_lot::Mutex;
-use wire::{ArenaRange, HostSource, Record};
+use wire::{ArenaRange, HostSource, Record, ValueCondition};
 
 /// Graphs of one session. vLLM captures one for every piece of a model and every batch size: a few thousand.
 pub const GRAPHS_MAX: usize = 8192;
@@ -50,6 +50,10 @@ pub enum Kind {
     Device { dst: u64, src: u64, len: u64 },
     /// Bytes set.
     Fill { addr: u64, len: u64, value: u8 },
+    /// A word of memory is written.
+    Word { addr: u64, value: u64 },
+    /// The lane waits until a word of memory is as asked for.
+    Await { addr: u64, value: u64, until: ValueCondition },
     /// An event of the graph is recorded.
     Record(u32),
     /// The lane waits for an event of the graph.
@@ -196,6 +200,8 @@ fn kind_of(record: &Record<'_>, call: &OpCall, grouped: bool) -> Result<(u32, Ki
         Record::Memset { addr, len, value, stream: Some(stream), reply: None } => {
             (stream, Kind::Fill { addr, len, value })
         }
+        Record::ValueWrite { stream, addr, value } => (stream, Kind::Word { addr, value }),
+        Record::ValueWait { stream, addr, value, until } => (stream, Kind::Await { addr, value, until }),
         Record::EventRecord { event, stream } => (stream, Kind::Record(event)),
         Record::StreamWaitEvent { stream, event } => (stream, Kind::Wait(event)),
         Record::FlagSet { stream, flag } => (stream, Kind::FlagSet(flag)),

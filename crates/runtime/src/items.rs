@@ -4,7 +4,7 @@
 //! their buffers, so a steady stream of operators allocates nothing, and a token carries the slot's generation, so a late
 //! or repeated token of a finished item finds nothing.
 
-use sched::{Nanos, Phase, Token, Work};
+use sched::{Label, Nanos, Phase, Token, Work};
 use wire::ReplyTo;
 
 use device::Command;
@@ -23,6 +23,10 @@ pub enum Purpose {
     StreamMark(u32),
     /// Tell the client that the stream has got to its call of this number.
     HostCall(u32),
+    /// The stream has got to the wait for a value that stands at this flag.
+    ValueReached(u32),
+    /// A look at what the wait at this flag waits for.
+    ValueLook(u32),
     /// Answer when the event is complete, with the error of the stream it was recorded in.
     EventSync(u32),
     /// Answer when every stream of the session is idle, with the oldest error.
@@ -46,6 +50,8 @@ pub struct Entry {
     pub fetched: bool,
     /// An operator of a graph that reads its arguments when it starts.
     pub late: Option<Replaceable>,
+    /// Address and value of a word that is remembered once it is written.
+    pub word: Option<(u64, u64)>,
     /// Staging block to give back when it is done.
     pub staging: Option<u32>,
     /// The device's number for its stream.
@@ -54,6 +60,8 @@ pub struct Entry {
     pub work: Work,
     /// Phase it is counted under.
     pub phase: Phase,
+    /// What it is called.
+    pub label: Label,
     /// Predicted time alone.
     pub solo: Nanos,
     /// When it was given to the device; `None` before.
@@ -70,10 +78,12 @@ impl Entry {
             command: None,
             fetched: false,
             late: None,
+            word: None,
             staging: None,
             physical: 0,
             work: Work::default(),
             phase: Phase::Unknown,
+            label: Label::default(),
             solo: 0,
             submitted: None,
         }

@@ -19,25 +19,34 @@
 
 pub mod core;
 mod device_loop;
+mod event_records;
 mod fault;
 mod graph;
 mod host_calls;
 mod items;
+pub mod latency;
 pub mod limits;
 mod memory;
 mod memory_records;
+pub mod occupancy;
 mod pool;
 mod port;
+pub mod recording;
 mod records;
 mod replay;
 mod share_records;
+mod shared_events;
 mod shares;
 pub mod snapshot;
+mod steps;
 mod tenant;
 mod translate;
+mod value_records;
+mod values;
 
 pub use crate::core::{AttachError, Core, StartError, Wake};
 pub use device_loop::{ANSWER_TIMEOUT, DeviceHandle, DeviceLoop, NoAnswer, OnEnd, SPIN_NS, WAKE_LEAD_NS};
 pub use fault::Fault;
 pub use limits::Limits;
 pub use snapshot::Snapshot;
+pub use steps::{REQUESTS_LISTED_MAX, RequestSnapshot, STEPS_KEPT_MAX, StepSnapshot};

@@ -14,6 +14,9 @@ pub const EVENTS_MAX: usize = 65_536;
 /// the client blocks in the call that finds the ring full: back-pressure, as a full hardware queue gives. One decode step of a 28-layer model is about
 /// 1,200 operators; this is a dozen steps ahead.
 pub const QUEUED_ITEMS_MAX: usize = 16_384;
+/// Requests of a session that hints keep alive; beyond, the one not heard of longest is forgotten. An engine decodes a few
+/// hundred and queues some thousands.
+pub const REQUESTS_MAX: usize = 4096;
 /// Records taken from one ring before the next session's turn: bounds how long one client can hold the loop
 /// (about 0.3 ms at 1 µs a record).
 pub const DRAIN_RECORDS_MAX: usize = 256;
@@ -35,6 +38,8 @@ pub struct Limits {
     pub events_max: usize,
     /// Items of one session that are queued, running or waited for.
     pub queued_items_max: usize,
+    /// Requests of one session that hints keep alive.
+    pub requests_max: usize,
     /// Records taken from one ring in one turn.
     pub drain_records_max: usize,
 }
@@ -49,6 +54,7 @@ impl Default for Limits {
             streams_max: STREAMS_MAX,
             events_max: EVENTS_MAX,
             queued_items_max: QUEUED_ITEMS_MAX,
+            requests_max: REQUESTS_MAX,
             drain_records_max: DRAIN_RECORDS_MAX,
         }
     }

@@ -71,6 +71,20 @@ impl Core {
         Ok(())
     }
 
+    pub(crate) fn free_block(&mut self, session: u64, addr: u64) -> Result<Reply, Fault> {
+        let (tenant, _) = self.tenant(session);
+        if let Ok((_, size)) = tenant.space.allocation(addr)
+            && !tenant.words.is_empty()
+        {
+            tenant.words.retain(|&at, _| at.wrapping_sub(addr) >= size);
+        }
+        let released = tenant.space.unmap(addr).map_err(|e| Fault::param(format!("aclrtFree: {e}")))?;
+        if let Some(released) = released {
+            give_back(&mut *self.device, &mut self.shares, session, released);
+        }
+        Ok(Reply::ok())
+    }
+
     pub(crate) fn reserve(&mut self, session: u64, size: u64) -> Result<Reply, Fault> {
         const WHAT: &str = "aclrtReserveMemAddress";
         // A client may ask for a few bytes to see whether the function works; it gets addresses for one handle.

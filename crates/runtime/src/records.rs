@@ -6,7 +6,7 @@
 use acl_abi::{OpCall, values as acl};
 use device::{Command, HostBytes, PhysAddr};
 use sched::dispatch::{HintInput, HintKind};
-use sched::{EventKey, FlagKey, Item, Nanos, Phase, StreamKey, Work};
+use sched::{FlagKey, Item, Label, Nanos, Phase, StreamKey, Work};
 use wire::{ArenaRange, Hint, HostSource, Record, Reply, ReplyTo};
 
 use crate::core::{Core, Request, give_back};
@@ -15,10 +15,12 @@ use crate::items::Purpose;
 use crate::memory::{AddressSpace, BlockId, footprint};
 use crate::pool::Pool;
 use crate::port::Port;
-use crate::tenant::{Event, Stream, Tenant};
+use crate::tenant::{Stream, Tenant};
 use crate::translate;
 
 const NS_PER_US: Nanos = 1_000;
+/// What `aclrtValueWrite` writes and `aclrtValueWait` looks at.
+pub(crate) const WORD_BYTES: u64 = 8;
 
 /// A copy or fill whose addresses are still the client's.
 pub(crate) enum Transfer<'a> {
@@ -26,6 +28,7 @@ pub(crate) enum Transfer<'a> {
     Out { dst: ArenaRange, src: u64 },
     Device { dst: u64, src: u64, len: u64 },
     Fill { addr: u64, len: u64, value: u8 },
+    Word { addr: u64, value: u64 },
 }
 
 impl Transfer<'_> {
@@ -34,6 +37,7 @@ impl Transfer<'_> {
             Self::In { source, .. } => source.byte_len(),
             Self::Out { dst, .. } => dst.len,
             Self::Device { len, .. } | Self::Fill { len, .. } => *len,
+            Self::Word { .. } => WORD_BYTES,
         }
     }
 
@@ -42,17 +46,35 @@ impl Transfer<'_> {
             Self::In { .. } | Self::Out { .. } => Work::host_copy(self.byte_len()),
             Self::Device { len, .. } => Work::device_copy(*len),
             Self::Fill { len, .. } => Work::fill(*len),
+            Self::Word { .. } => Work::fill(WORD_BYTES),
+        }
+    }
+
+    fn label(&self) -> Label {
+        match self {
+            Self::In { .. } => Label::COPY_IN,
+            Self::Out { .. } => Label::COPY_OUT,
+            Self::Device { .. } => Label::COPY,
+            Self::Fill { .. } | Self::Word { .. } => Label::FILL,
         }
     }
 
     fn name(&self, stream: Option<u32>) -> &'static str {
         match (self, stream) {
+            (Self::Word { .. }, _) => "aclrtValueWrite",
             (Self::Fill { .. }, None) => "aclrtMemset",
             (Self::Fill { .. }, Some(_)) => "aclrtMemsetAsync",
             (_, None) => "aclrtMemcpy",
             (_, Some(_)) => "aclrtMemcpyAsync",
         }
     }
+}
+
+/// What an item asks of the device, and what it is.
+pub(crate) struct Weighed {
+    pub work: Work,
+    pub phase: Phase,
+    pub label: Label,
 }
 
 impl Core {
@@ -94,18 +116,13 @@ impl Core {
                 self.answer(session, reply, result);
             }
             Record::DeviceSync { reply } => {
+                self.step_boundary(session, None);
                 let token = self.items.insert(session, Purpose::DeviceSync, |e| e.reply = Some(reply));
                 self.count_item(session);
                 self.dispatcher.notify_device(self.time, session, token);
             }
-            Record::EventCreate { event, .. } => self.event_create(session, event),
-            Record::EventDestroy { event } => {
-                let (tenant, _) = self.tenant(session);
-                if tenant.events.remove(&event).is_none() {
-                    tenant.defer(None, Fault::no_event("aclrtDestroyEvent", event));
-                }
-                self.dispatcher.destroy_event(EventKey { session, event });
-            }
+            Record::EventCreate { event, flags } => self.event_create(session, event, flags),
+            Record::EventDestroy { event } => self.event_destroy(session, event),
             Record::EventRecord { event, stream } => {
                 self.event_item(session, stream, event, "aclrtRecordEvent", Item::RecordEvent);
             }
@@ -139,14 +156,21 @@ impl Core {
             | Record::GraphUpdate { .. }
             | Record::GraphDestroy { .. } => self.graph_record(session, &record, call),
             Record::EventQuery { event, reply } => {
-                let known = self.tenant(session).0.events.contains_key(&event);
-                let status = self.dispatcher.event_status(EventKey { session, event });
-                let result = match known {
-                    true => Ok(Reply::value(u64::from(status.complete))),
-                    false => Err(Fault::no_event("aclrtQueryEventStatus", event)),
-                };
+                let result = self.event_query(session, event);
                 self.answer(session, reply, result);
             }
+            Record::EventExport { event, reply } => {
+                let result = self.event_export(session, event);
+                self.answer(session, reply, result);
+            }
+            Record::EventImport { event, key, reply } => {
+                let result = self.event_import(session, event, key);
+                self.answer(session, reply, result);
+            }
+            Record::ValueWrite { stream, addr, value } => {
+                self.transfer(session, Transfer::Word { addr, value }, Some(stream), None);
+            }
+            Record::ValueWait { stream, addr, value, until } => self.value_wait(session, stream, addr, value, until),
             Record::EventElapsed { start, end, reply } => {
                 let result = self.elapsed(session, start, end);
                 self.answer(session, reply, result);
@@ -180,15 +204,7 @@ impl Core {
                 self.answer(session, reply, result);
             }
             Record::Free { addr, reply } => {
-                let result = match self.tenant(session).0.space.unmap(addr) {
-                    Ok(released) => {
-                        if let Some(released) = released {
-                            give_back(&mut *self.device, &mut self.shares, session, released);
-                        }
-                        Ok(Reply::ok())
-                    }
-                    Err(e) => Err(Fault::param(format!("aclrtFree: {e}"))),
-                };
+                let result = self.free_block(session, addr);
                 self.answer(session, reply, result);
             }
             Record::MemInfo { reply } => {
@@ -200,8 +216,11 @@ impl Core {
                 self.answer(session, reply, Ok(Reply { payload: [free, total, held, peak], ..Reply::ok() }));
             }
             Record::Hint(hint) => {
-                self.hints_total += 1;
-                self.dispatcher.hint(self.time, session, &hint_input(&hint));
+                let input = hint_input(&hint);
+                let now = self.time;
+                self.tenant(session).0.served.hint(now, &input);
+                let tenant = if let Hint::Admitted { tenant, .. } = &hint { tenant.as_str() } else { "" };
+                self.hint(session, &input, tenant);
             }
         }
     }
@@ -226,12 +245,12 @@ impl Core {
     }
 
     pub(crate) fn operator(&mut self, session: u64, stream: u32, reply: Option<ReplyTo>, call: &mut OpCall) {
-        let work = sched::work(call);
+        let (work, label) = (sched::work(call), Label::op(call.op));
         let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
         let Some(state) = tenant.streams.get_mut(&stream) else {
             return self.fail(session, None, reply, Fault::no_stream(call.op.name(), stream));
         };
-        let phase = state.classifier.observe(call);
+        let phase = self.steps.observe(self.time, (session, stream), state, &mut tenant.requests, call);
         let physical = state.physical;
         let (items, pool) = (&mut self.items, &mut self.pool);
         let mut refused = None;
@@ -246,7 +265,7 @@ impl Core {
             items.finish(token, |_| ());
             return self.fail(session, Some(stream), reply, fault);
         }
-        self.enqueue(session, Some(stream), token, work, phase, physical);
+        self.enqueue(session, Some(stream), token, Weighed { work, phase, label }, physical);
     }
 
     pub(crate) fn transfer(
@@ -257,6 +276,7 @@ impl Core {
         reply: Option<ReplyTo>,
     ) {
         let name = transfer.name(stream);
+        let word = self.word_written(&transfer);
         let staging = match &transfer {
             Transfer::In { source: HostSource::Staging { block, .. }, .. } => Some(*block),
             _ => None,
@@ -269,13 +289,14 @@ impl Core {
                 None => Err(Fault::no_stream(name, id)),
             },
         };
-        let work = transfer.work();
+        let (work, label) = (transfer.work(), transfer.label());
         let empty = transfer.byte_len() == 0;
         let pool = &mut self.pool;
         let mut outcome = place;
         let token = self.items.insert(session, Purpose::Work(stream), |entry| {
             entry.reply = reply;
             entry.staging = staging;
+            entry.word = word;
             if outcome.is_ok() && !empty {
                 match command(name, transfer, &mut tenant.space, &mut entry.pins, port, pool) {
                     Ok(command) => entry.command = Some(pool.copy(command)),
@@ -288,7 +309,9 @@ impl Core {
             }
         });
         match outcome {
-            Ok((physical, phase)) if !empty => self.enqueue(session, stream, token, work, phase, physical),
+            Ok((physical, phase)) if !empty => {
+                self.enqueue(session, stream, token, Weighed { work, phase, label }, physical);
+            }
             outcome => {
                 self.items.finish(token, |_| ());
                 if let Some(block) = staging {
@@ -311,14 +334,14 @@ impl Core {
         session: u64,
         stream: Option<u32>,
         token: u64,
-        work: Work,
-        phase: Phase,
+        Weighed { work, phase, label }: Weighed,
         physical: u32,
     ) {
         let demand = self.profile.demand(&work);
         let solo = sched::nanos(demand.solo_s);
         let Some(entry) = self.items.get_mut(token) else { return };
         (entry.work, entry.phase, entry.solo, entry.physical) = (work, phase, solo, physical);
+        entry.label = label;
         self.urgent += usize::from(entry.is_urgent());
         self.count_item(session);
         let Some(stream) = stream else {
@@ -326,7 +349,7 @@ impl Core {
             return self.submit(token);
         };
         let key = StreamKey { session, stream };
-        match self.dispatcher.push(self.time, key, Item::Op { token, solo, demand, phase }) {
+        match self.dispatcher.push(self.time, key, Item::Op { token, solo, demand, phase, label }) {
             Ok(()) => {
                 if let Some(stream) = self.tenant(session).0.streams.get_mut(&stream) {
                     stream.dirty = true;
@@ -385,6 +408,10 @@ impl Core {
         if stream == 0 {
             return self.fail(session, None, None, Fault::param(format!("{WHAT}: the default stream stays")));
         }
+        let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
+        if let Some(state) = tenant.streams.get_mut(&stream) {
+            self.steps.close(session, stream, state);
+        }
         if !self.tenant(session).0.remove_stream(stream) {
             return self.fail(session, None, None, Fault::no_stream(WHAT, stream));
         }
@@ -409,6 +436,7 @@ impl Core {
         if !self.tenant(session).0.streams.contains_key(&stream) {
             return self.answer(session, reply, Err(Fault::no_stream("aclrtSynchronizeStream", stream)));
         }
+        self.step_boundary(session, Some(stream));
         let token = self.items.insert(session, Purpose::StreamSync(stream), |e| {
             e.reply = Some(reply);
             e.fetched = fetched;
@@ -440,82 +468,6 @@ impl Core {
             return Err(fault);
         }
         Ok(Reply::value(u64::from(tenant.streams.get(&stream).is_some_and(|s| s.mark.is_none()))))
-    }
-
-    fn event_create(&mut self, session: u64, event: u32) {
-        const WHAT: &str = "aclrtCreateEvent";
-        let limit = self.limits.events_max;
-        let (tenant, _) = self.tenant(session);
-        if tenant.events.len() >= limit {
-            let fault = Fault::over_limit(acl::ACL_ERROR_RT_NO_EVENT_RESOURCE, WHAT, limit);
-            return self.fail(session, None, None, fault);
-        }
-        if tenant.events.insert(event, Event::default()).is_some() {
-            self.fail(session, None, None, Fault::param(format!("{WHAT}: event {event} exists already")));
-        }
-    }
-
-    fn event_item(&mut self, session: u64, stream: u32, event: u32, what: &str, item: impl Fn(EventKey) -> Item) {
-        let (tenant, _) = self.tenant(session);
-        let Some(known) = tenant.events.get_mut(&event) else {
-            return self.fail(session, Some(stream), None, Fault::no_event(what, event));
-        };
-        let Some(state) = tenant.streams.get_mut(&stream) else {
-            return self.fail(session, None, None, Fault::no_stream(what, stream));
-        };
-        let item = item(EventKey { session, event });
-        match item {
-            Item::RecordEvent(_) => known.stream = Some(stream),
-            Item::ResetEvent(_) => known.stream = None,
-            _ => {}
-        }
-        state.dirty = true;
-        if let Err(refused) = self.dispatcher.push(self.time, StreamKey { session, stream }, item) {
-            let fault = Fault::new(acl::ACL_ERROR_RT_STREAM_TASK_FULL, format!("{what}: {refused}"));
-            self.fail(session, Some(stream), None, fault);
-        }
-    }
-
-    fn event_sync(&mut self, session: u64, event: u32, reply: ReplyTo) {
-        if !self.tenant(session).0.events.contains_key(&event) {
-            return self.answer(session, reply, Err(Fault::no_event("aclrtSynchronizeEvent", event)));
-        }
-        let token = self.items.insert(session, Purpose::EventSync(event), |e| e.reply = Some(reply));
-        self.count_item(session);
-        self.dispatcher.notify_event(self.time, EventKey { session, event }, token);
-    }
-
-    fn elapsed(&mut self, session: u64, start: u32, end: u32) -> Result<Reply, Fault> {
-        const WHAT: &str = "aclrtEventElapsedTime";
-        let mut times = [0; 2];
-        for (time, event) in times.iter_mut().zip([start, end]) {
-            *time = self.event_time(WHAT, session, event)?;
-        }
-        let [start, end] = times;
-        let Some(ns) = end.checked_sub(start) else {
-            let text = format!("{WHAT}: the end was recorded {} ns before the start", start - end);
-            return Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_REVERSAL, text));
-        };
-        Ok(Reply::value(u64::from(((ns as f64 / 1e6) as f32).to_bits())))
-    }
-
-    /// When the event's last record completed.
-    fn event_time(&mut self, what: &str, session: u64, event: u32) -> Result<Nanos, Fault> {
-        if !self.tenant(session).0.events.contains_key(&event) {
-            return Err(Fault::no_event(what, event));
-        }
-        let status = self.dispatcher.event_status(EventKey { session, event });
-        match (status.recorded, status.time) {
-            (_, Some(time)) if status.complete => Ok(time),
-            (true, _) => {
-                let text = format!("{what}: event {event} is not complete; synchronise it first");
-                Err(Fault::new(acl::ACL_ERROR_RT_EVENT_NOT_COMPLETE, text))
-            }
-            (false, _) => {
-                let text = format!("{what}: event {event} was not recorded");
-                Err(Fault::new(acl::ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, text))
-            }
-        }
     }
 
     /// One attempt; the address.
@@ -584,6 +536,10 @@ fn command(
             Command::CopyDevice { dst: operand("dst", dst, len)?, src: operand("src", src, len)?, len }
         }
         Transfer::Fill { addr, len, value } => Command::Fill { addr: operand("devPtr", addr, len)?, len, value },
+        Transfer::Word { addr, value } => {
+            let source = HostBytes::owned(pool.host(&value.to_le_bytes()));
+            Command::CopyIn { dst: operand("devAddr", addr, WORD_BYTES)?, source }
+        }
     })
 }
 

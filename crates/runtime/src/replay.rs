@@ -7,7 +7,7 @@
 //! never queued interleaved, so a wait always means the record of its own launch.
 
 use acl_abi::{OpCall, values as acl};
-use sched::{EventKey, Item, StreamKey};
+use sched::{EventKey, Item, Label, StreamKey};
 use wire::{HostSource, Record, Reply, ReplyTo};
 
 use crate::core::Core;
@@ -15,7 +15,7 @@ use crate::fault::Fault;
 use crate::graph::{BYTES_MAX, GRAPHS_MAX, Graph, Kind, NODES_MAX, Replaceable, Source};
 use crate::items::Purpose;
 use crate::memory::AddressSpace;
-use crate::records::Transfer;
+use crate::records::{Transfer, WORD_BYTES, Weighed};
 use crate::tenant::Stream;
 use crate::translate;
 
@@ -247,6 +247,10 @@ impl Core {
             Kind::Fill { addr, len, value } => {
                 self.transfer(session, Transfer::Fill { addr, len, value }, Some(stream), None);
             }
+            Kind::Word { addr, value } => {
+                self.transfer(session, Transfer::Word { addr, value }, Some(stream), None);
+            }
+            Kind::Await { addr, value, until } => self.value_wait(session, stream, addr, value, until),
             Kind::Record(event) => self.inner_item(session, stream, Item::RecordEvent(inner_event(session, event))),
             Kind::Wait(event) => self.inner_item(session, stream, Item::WaitEvent(inner_event(session, event))),
             Kind::FlagSet(flag) => self.flag_item(session, stream, flag, WHAT, Item::SetFlag),
@@ -267,15 +271,17 @@ impl Core {
 
     /// Queues an operator whose arguments are read when it starts.
     fn late_operator(&mut self, session: u64, stream: u32, call: Replaceable) {
-        let (tenant, _) = self.tenant(session);
+        let Some((tenant, _)) = self.tenants.get_mut(&session) else { return };
         let Some(state) = tenant.streams.get_mut(&stream) else { return };
-        let (phase, work) = {
+        let weighed = {
             let call = call.lock();
-            (state.classifier.observe(&call), sched::work(&call))
+            let place = (session, stream);
+            let phase = self.steps.observe(self.time, place, state, &mut tenant.requests, &call);
+            Weighed { work: sched::work(&call), phase, label: Label::op(call.op) }
         };
         let physical = state.physical;
         let token = self.items.insert(session, Purpose::Work(Some(stream)), |entry| entry.late = Some(call));
-        self.enqueue(session, Some(stream), token, work, phase, physical);
+        self.enqueue(session, Some(stream), token, weighed, physical);
     }
 
     /// Makes the command of an item that reads its arguments when it starts. False: it cannot start, and has ended.
@@ -337,6 +343,8 @@ fn check_addresses(graph: &mut Graph, space: &mut AddressSpace) -> Result<(), Fa
                 range("aclrtMemcpyAsync", *src, *len)?;
             }
             Kind::Fill { addr, len, .. } => range("aclrtMemsetAsync", *addr, *len)?,
+            Kind::Word { addr, .. } => range("aclrtValueWrite", *addr, WORD_BYTES)?,
+            Kind::Await { addr, .. } => range("aclrtValueWait", *addr, WORD_BYTES)?,
             Kind::Grouped(_)
             | Kind::Record(_)
             | Kind::Wait(_)

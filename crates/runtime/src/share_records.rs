@@ -10,7 +10,7 @@ use crate::shares::{Asker, Key, ShareError, Subject, fresh_key};
 /// Words of a key that `aclrtMemExportToShareableHandle` has room for.
 const HANDLE_KEY_WORDS: usize = 1;
 
-fn fault(what: &str, error: &ShareError) -> Fault {
+pub(crate) fn fault(what: &str, error: &ShareError) -> Fault {
     let status = match error {
         ShareError::TooMany(..) | ShareError::NoKey(_) => acl::ACL_ERROR_RT_RESOURCE_ALLOC_FAIL,
         _ => acl::ACL_ERROR_RT_PARAM_INVALID,
@@ -19,7 +19,7 @@ fn fault(what: &str, error: &ShareError) -> Fault {
 }
 
 impl Core {
-    fn asker(&self, session: u64) -> Asker {
+    pub(crate) fn asker(&self, session: u64) -> Asker {
         let peer = self.tenants.get(&session).map(|(tenant, _)| &tenant.peer);
         // Without a tenant there is no record; nobody has these ids.
         peer.map_or(Asker { session, uid: u32::MAX, pid: 0 }, |p| Asker { session, uid: p.uid, pid: p.pid })

@@ -54,6 +54,12 @@ pub enum ShareError {
     /// The memory is the asker's own, or imported already.
     #[error("this process holds the memory already")]
     Held,
+    /// An event that the asker created.
+    #[error("this process created the event; only others open it")]
+    Created,
+    /// An event that the asker did not create.
+    #[error("another process created the event; only that one gives its handle away")]
+    Opened,
     /// [`EXPORTS_MAX`], [`PIDS_MAX`].
     #[error("{0} {1} exist, the most allowed")]
     TooMany(usize, &'static str),

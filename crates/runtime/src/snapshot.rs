@@ -1,10 +1,15 @@
 //! What an operator of the daemon sees: one consistent picture, taken between two turns of the loop.
 
-use sched::dispatch::HoldReason;
+use std::collections::BTreeMap;
+
+use sched::dispatch::{HoldReason, SIZES, size_from};
 use sched::{Nanos, Phase, PolicyConfig};
 use serde::Serialize;
 
 use crate::core::Core;
+use crate::latency::ServedSnapshot;
+use crate::occupancy::OccupancySnapshot;
+use crate::recording::RecordingSnapshot;
 use crate::tenant::PhaseCount;
 
 /// Everything.
@@ -40,12 +45,20 @@ pub struct Snapshot {
     pub phases: Vec<PhaseSnapshot>,
     /// Hold-backs by reason.
     pub holds: Vec<HoldSnapshot>,
+    /// Streams whose next operator is held back now.
+    pub held_now: Vec<HeldSnapshot>,
+    /// How busy the device was.
+    pub occupancy: OccupancySnapshot,
+    /// Requests, as hints tell of them: all sessions, past ones included.
+    pub requests: ServedSnapshot,
     /// Steps, hints, overload.
     pub scheduling: SchedulingSnapshot,
-    /// How well the time of operators that ran alone was predicted, by phase. Measured by the policy `phase`.
+    /// How well the time of operators that ran alone was predicted, by phase and size.
     pub predictions: Vec<PredictionSnapshot>,
     /// What the loop did.
     pub turns: LoopCounters,
+    /// The record of decisions being kept.
+    pub recording: Option<RecordingSnapshot>,
     /// Sessions attached now.
     pub sessions: Vec<SessionSnapshot>,
 }
@@ -77,6 +90,10 @@ pub struct MemorySnapshot {
 pub struct PhaseSnapshot {
     /// Phase.
     pub phase: Phase,
+    /// Operators queued behind the policy.
+    pub queued: usize,
+    /// Operators with the device.
+    pub in_flight: usize,
     /// Operators and copies completed.
     pub completed: u64,
     /// Their predicted time alone, summed, nanoseconds.
@@ -102,6 +119,21 @@ pub struct HoldSnapshot {
     pub expired: u64,
 }
 
+/// A stream whose next operator is held back.
+#[derive(Clone, Debug, Serialize)]
+pub struct HeldSnapshot {
+    /// Session.
+    pub session: u64,
+    /// Stream.
+    pub stream: u32,
+    /// The operator's phase.
+    pub phase: Phase,
+    /// Why.
+    pub reason: &'static str,
+    /// For how long so far, nanoseconds.
+    pub held_ns: Nanos,
+}
+
 /// What the policy counted.
 #[derive(Clone, Debug, Serialize)]
 pub struct SchedulingSnapshot {
@@ -121,17 +153,21 @@ pub struct SchedulingSnapshot {
     pub corun_rate_decode_permille: u32,
     /// Times that prefill and decode began to run side by side on purpose.
     pub coruns: u64,
-    /// Hints forgotten because their lease ran out.
+    /// Requests forgotten because the gateway had not mentioned them for a lease.
     pub hints_expired: u64,
     /// Requests forgotten because a session had too many.
     pub hints_dropped: u64,
+    /// Requests that hints keep alive now.
+    pub requests: usize,
 }
 
-/// Predictions of one phase's operators.
+/// Predictions of operators of one phase and size.
 #[derive(Clone, Debug, Serialize)]
 pub struct PredictionSnapshot {
     /// Phase.
     pub phase: Phase,
+    /// Least predicted time of this size, nanoseconds; the next size begins at twice that.
+    pub size_from_ns: u64,
     /// Operators that had the device for themselves.
     pub samples: u64,
     /// What they took, nanoseconds.
@@ -140,6 +176,10 @@ pub struct PredictionSnapshot {
     pub error_ns: u64,
     /// By how much it was off after correction by what was learnt, nanoseconds.
     pub corrected_error_ns: u64,
+    /// Mean absolute error of the cost model, relative to the measured time.
+    pub mean_relative_error: f64,
+    /// The same after correction.
+    pub corrected_mean_relative_error: f64,
     /// Operators too far off to learn from in full.
     pub out_of_range: u64,
 }
@@ -188,14 +228,20 @@ pub struct SessionSnapshot {
     pub faults: u64,
     /// Calls answered so far: synchronous round trips.
     pub round_trips: u64,
-    /// Completed work by phase.
+    /// Requests, as hints tell of them.
+    pub requests: ServedSnapshot,
+    /// Work by phase.
     pub phases: Vec<PhaseSnapshot>,
 }
 
-fn phases(counts: &[PhaseCount; 4], held: [Nanos; 4]) -> Vec<PhaseSnapshot> {
+/// Operators queued and with the device, by phase.
+type Load = [(usize, usize); 4];
+
+fn phases(counts: &[PhaseCount; 4], held: [Nanos; 4], load: Load) -> Vec<PhaseSnapshot> {
     let row = |phase: Phase| {
         let PhaseCount { completed, predicted_ns, measured_ns } = counts[phase.index()];
-        PhaseSnapshot { phase, completed, predicted_ns, measured_ns, held_ns: held[phase.index()] }
+        let ((queued, in_flight), held_ns) = (load[phase.index()], held[phase.index()]);
+        PhaseSnapshot { phase, queued, in_flight, completed, predicted_ns, measured_ns, held_ns }
     };
     Phase::ALL.into_iter().map(row).collect()
 }
@@ -214,17 +260,39 @@ impl Core {
                 expired: h.expired,
             }
         };
-        let prediction = |phase: Phase| {
-            let p = stats.predictions[phase.index()];
-            PredictionSnapshot {
+        let prediction = |(phase, size): (Phase, usize)| {
+            let p = stats.predictions[phase.index()][size];
+            let (mean_relative_error, corrected_mean_relative_error) = p.mean_relative_errors();
+            let shown = PredictionSnapshot {
                 phase,
+                size_from_ns: size_from(size),
                 samples: p.samples,
                 measured_ns: p.measured_ns,
                 error_ns: p.error_ns,
                 corrected_error_ns: p.corrected_error_ns,
+                mean_relative_error,
+                corrected_mean_relative_error,
                 out_of_range: p.out_of_range,
-            }
+            };
+            (p.samples > 0).then_some(shown)
         };
+        let (mut all, mut loads) = (Load::default(), BTreeMap::<u64, Load>::new());
+        for (stream, op, in_flight) in self.dispatcher.operators() {
+            for load in [&mut all, loads.entry(stream.session).or_default()] {
+                let (queued, flying) = &mut load[op.phase.index()];
+                *(if in_flight { flying } else { queued }) += 1;
+            }
+        }
+        let held = self.dispatcher.ready().filter_map(|ready| {
+            let (reason, since, _) = ready.held?;
+            let (session, stream, held_ns) =
+                (ready.stream.session, ready.stream.stream, self.time.saturating_sub(since));
+            Some(HeldSnapshot { session, stream, phase: ready.op.phase, reason: reason.name(), held_ns })
+        });
+        let lease = sched::nanos(self.dispatcher.policy().lease_ms * 1e-3);
+        let mut served = self.served_past.clone();
+        self.tenants.values().for_each(|(tenant, _)| served.merge(&tenant.served));
+        let sizes = Phase::ALL.into_iter().flat_map(|phase| (0..SIZES).map(move |size| (phase, size)));
         let sessions = self.tenants.iter().map(|(&session, (tenant, port))| SessionSnapshot {
             session,
             pid: tenant.peer.pid,
@@ -241,7 +309,8 @@ impl Core {
             back_pressure: !self.has_room(session),
             faults: tenant.faults,
             round_trips: port.replies(),
-            phases: phases(&tenant.phases, [0; 4]),
+            requests: tenant.served.snapshot(self.time, lease, [&tenant.served]),
+            phases: phases(&tenant.phases, [0; 4], loads.get(&session).copied().unwrap_or_default()),
         });
         Snapshot {
             device: DeviceSnapshot { soc_name: info.soc_name.clone(), label: info.label.clone(), paced: info.paced },
@@ -261,7 +330,10 @@ impl Core {
             faults_total: self.faults_total,
             hints_total: self.hints_total,
             round_trips_total: self.replies_past + self.tenants.values().map(|(_, port)| port.replies()).sum::<u64>(),
-            phases: phases(&self.phases, stats.held_ns),
+            phases: phases(&self.phases, stats.held_ns, all),
+            held_now: held.collect(),
+            occupancy: self.occupancy.snapshot(self.time),
+            requests: served.snapshot(self.time, lease, self.tenants.values().map(|(tenant, _)| &tenant.served)),
             holds: HoldReason::ALL.into_iter().map(hold).collect(),
             scheduling: SchedulingSnapshot {
                 decode_steps: stats.decode_steps,
@@ -272,11 +344,13 @@ impl Core {
                 corun_rate_prefill_permille: stats.corun_rates_permille[0],
                 corun_rate_decode_permille: stats.corun_rates_permille[1],
                 coruns: stats.coruns,
-                hints_expired: stats.hints_expired,
-                hints_dropped: stats.hints_dropped,
+                hints_expired: self.hints_expired,
+                hints_dropped: self.hints_dropped,
+                requests: self.tenants.values().map(|(t, _)| t.requests.iter().len()).sum(),
             },
-            predictions: Phase::ALL.into_iter().map(prediction).collect(),
+            predictions: sizes.filter_map(prediction).collect(),
             turns,
+            recording: self.recording(),
             sessions: sessions.collect(),
         }
     }

@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use sched::phase::{Requests, Sequence};
 use sched::{Classifier, Nanos, Token};
 use session::Peer;
 
 use crate::fault::Fault;
 use crate::graph::Graph;
 use crate::host_calls::HostCalls;
+use crate::latency::Served;
 use crate::memory::AddressSpace;
 use crate::replay::Replay;
 
@@ -20,6 +22,10 @@ pub struct Stream {
     pub physical: u32,
     /// Phase of what it runs.
     pub classifier: Classifier,
+    /// Requests that its open step was matched with.
+    pub whose: Vec<u64>,
+    /// Prompts of its open step that no request was known for.
+    pub unclaimed: Vec<Sequence>,
     /// First error since the last report, with its place in the session's order.
     pub fault: Option<(u64, Fault)>,
     /// Something was pushed after the last mark.
@@ -37,6 +43,8 @@ pub struct Stream {
 pub struct Event {
     /// Stream it was last recorded in.
     pub stream: Option<u32>,
+    /// Its number among those that processes share.
+    pub shared: Option<u32>,
 }
 
 /// Operators of one phase.
@@ -80,8 +88,14 @@ pub struct Tenant {
     pub replay: Option<Replay>,
     /// Number of the next stream of a graph's own, counting down from where no client gets to.
     pub next_lane: u32,
+    /// What hints said of its requests.
+    pub requests: Requests,
     /// Calls of streams to the host.
     pub host_calls: HostCalls,
+    /// Number of the next flag that a wait for a value stands at, counting down from where no client gets to.
+    pub next_value_flag: u32,
+    /// What was written to single words of memory, on a device that has none.
+    pub words: BTreeMap<u64, u64>,
     /// Physical stream of synchronous copies.
     pub internal_physical: u32,
     /// First error of work that has no stream (any more).
@@ -98,6 +112,8 @@ pub struct Tenant {
     pub faults: u64,
     /// Completed work by [`sched::Phase::index`].
     pub phases: [PhaseCount; 4],
+    /// What hints told of its requests.
+    pub served: Served,
 }
 
 impl Tenant {
@@ -114,7 +130,10 @@ impl Tenant {
             graph_bytes: 0,
             replay: None,
             next_lane: u32::MAX,
+            requests: Requests::default(),
             host_calls: HostCalls::default(),
+            next_value_flag: u32::MAX,
+            words: BTreeMap::new(),
             internal_physical,
             orphan: None,
             next_fault: 0,
@@ -123,6 +142,7 @@ impl Tenant {
             in_flight: 0,
             faults: 0,
             phases: [PhaseCount::default(); 4],
+            served: Served::default(),
         }
     }
 
