@@ -77,7 +77,15 @@ fn exported(text: &str) -> Vec<(String, Vec<String>)> {
     out
 }
 
-fn by_hand() -> BTreeMap<String, Vec<String>> {
+/// A function in `src/api/`.
+struct ByHand {
+    /// Its parameter types.
+    types: Vec<String>,
+    /// It only says what is not supported.
+    refuses: bool,
+}
+
+fn by_hand() -> BTreeMap<String, ByHand> {
     println!("cargo:rerun-if-changed=src/api");
     let mut out = BTreeMap::new();
     let mut files: Vec<PathBuf> =
@@ -85,8 +93,9 @@ fn by_hand() -> BTreeMap<String, Vec<String>> {
     files.sort();
     for file in files {
         let text = fs::read_to_string(&file).expect("sources are readable");
+        let refuses = file.ends_with("refusals.rs");
         for (name, types) in exported(&text) {
-            assert!(out.insert(name.clone(), types).is_none(), "{name} is exported twice");
+            assert!(out.insert(name.clone(), ByHand { types, refuses }).is_none(), "{name} is exported twice");
         }
     }
     out
@@ -189,9 +198,13 @@ fn stubs() -> (String, String) {
         // worked; without the symbol it raises an error that names the function. So what is only looked up stays absent.
         let linked = function.torch != Binding::Dlsym || others.iter().any(|(_, how)| how == "link");
         let state = match by_hand.get(name) {
-            Some(types) => {
+            Some(ByHand { types, refuses }) => {
                 check_parameters(function, types);
-                "supported"
+                if *refuses {
+                    writeln!(names, "    \"{name}\",").unwrap();
+                    count += 1;
+                }
+                if *refuses { "refused" } else { "supported" }
             }
             None if !linked => "absent",
             None => {

@@ -2,6 +2,9 @@
 //!
 //! An event that was never recorded is not complete when asked and does not make anyone wait, as in AscendCL. Completion of
 //! one recording is remembered, so that polling a finished event needs no answer from the daemon.
+//!
+//! An event for other processes (`ACL_EVENT_IPC`) may be recorded by any of them, so nothing of it is remembered, and a
+//! recording is known to the daemon before the call returns: who is told of it by whatever way, and then waits, waits for it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,8 +14,12 @@ use wire::Record;
 
 use crate::error::Failure;
 use crate::handle::lock;
+use crate::ipc::Key;
 use crate::link::Link;
 use crate::stream::{Marks, Stream, poll_until};
+
+/// Flag of events that other processes open.
+const FOR_OTHERS: u32 = acl::ACL_EVENT_IPC as u32;
 
 /// An event.
 #[derive(Clone)]
@@ -27,6 +34,8 @@ pub struct Event {
     waits: Arc<Mutex<Option<(Stream, u64)>>>,
     /// An external event's flag: what graphs set, clear and wait for.
     flag: Option<u32>,
+    /// Other processes have it too, or may.
+    shared: bool,
 }
 
 impl Event {
@@ -36,10 +45,46 @@ impl Event {
     /// Device lost.
     pub fn create(link: Arc<Link>, flags: u32) -> Result<Self, Failure> {
         let id = link.next_event()?;
+        let shared = flags & FOR_OTHERS != 0;
+        if shared && flags != FOR_OTHERS {
+            let text = format!("parameter flag: {flags:#x}; ACL_EVENT_IPC goes with no other flag");
+            return Err(Failure::invalid(text));
+        }
         let external = flags & acl::ACL_EVENT_EXTERNAL as u32 != 0;
         let flag = if external { Some(link.bridge.next_flag()?) } else { None };
         link.post(&Record::EventCreate { event: id, flags })?;
-        Ok(Self { link, id, marks: Arc::default(), waits: Arc::default(), flag })
+        Ok(Self { link, id, marks: Arc::default(), waits: Arc::default(), flag, shared })
+    }
+
+    /// The event of another process that `key` is good for.
+    ///
+    /// # Errors
+    /// A key that is unknown on this device; this process's own event; device lost.
+    pub fn open(link: Arc<Link>, key: Key) -> Result<Self, Failure> {
+        let id = link.next_event()?;
+        link.call(|reply| Record::EventImport { event: id, key, reply })?;
+        Ok(Self { link, id, marks: Arc::default(), waits: Arc::default(), flag: None, shared: true })
+    }
+
+    /// A key by which other processes open the event.
+    ///
+    /// # Errors
+    /// Not created for that, or not by this process; device lost.
+    pub fn export(&self) -> Result<Key, Failure> {
+        self.link.call(|reply| Record::EventExport { event: self.id, reply })
+    }
+
+    /// What CANN does not do with events of several processes.
+    ///
+    /// # Errors
+    /// It is one.
+    pub fn is_private(&self, what: &str) -> Result<(), Failure> {
+        match self.shared {
+            false => Ok(()),
+            true => {
+                Err(Failure::unsupported(format!("{what} is not possible for an event created with ACL_EVENT_IPC")))
+            }
+        }
     }
 
     fn same_device(&self, stream: &Stream) -> Result<(), Failure> {
@@ -59,6 +104,11 @@ impl Event {
     /// Another device's stream; device lost.
     pub fn record(&self, stream: &Stream) -> Result<(), Failure> {
         self.same_device(stream)?;
+        if self.shared {
+            stream.is_free("recording an event of several processes")?;
+            stream.post(&Record::EventRecord { event: self.id, stream: stream.id })?;
+            return self.link.call(|reply| Record::EventQuery { event: self.id, reply }).map(|_| ());
+        }
         if let Some(flag) = self.flag
             && stream.post_or_capture(&Record::FlagSet { stream: stream.id, flag })?
         {
@@ -75,6 +125,7 @@ impl Event {
     /// # Errors
     /// Another device's stream; device lost.
     pub fn reset(&self, stream: &Stream) -> Result<(), Failure> {
+        self.is_private("resetting")?;
         self.same_device(stream)?;
         if let Some(flag) = self.flag
             && stream.post_or_capture(&Record::FlagClear { stream: stream.id, flag })?
@@ -97,6 +148,9 @@ impl Event {
         if !Arc::ptr_eq(&self.link, &stream.link) {
             return self.synchronise();
         }
+        if self.shared {
+            stream.is_free("waiting for an event of several processes")?;
+        }
         if let Some(flag) = self.flag
             && stream.capture(&Record::FlagWait { stream: stream.id, flag })?
         {
@@ -114,6 +168,10 @@ impl Event {
     /// Device lost.
     pub fn is_complete(&self) -> Result<bool, Failure> {
         self.link.event_is_free(self.id, "a query")?;
+        if self.shared {
+            let [complete, ..] = self.link.call(|reply| Record::EventQuery { event: self.id, reply })?;
+            return Ok(complete != 0);
+        }
         let recorded = self.marks.posted();
         if recorded == 0 {
             self.link.check_alive()?;
@@ -136,6 +194,7 @@ impl Event {
     /// # Errors
     /// Device lost; an error of that stream.
     pub fn wait_is_over(&self) -> Result<bool, Failure> {
+        self.is_private("a query of who waits")?;
         let waiting = lock(&self.waits).clone();
         match waiting {
             None => self.link.check_alive().map(|()| true),
@@ -148,6 +207,7 @@ impl Event {
     /// # Errors
     /// Not recorded or not complete; device lost.
     pub fn timestamp_us(&self) -> Result<u64, Failure> {
+        self.is_private("a time")?;
         let [us, ..] = self.link.call(|reply| Record::EventTime { event: self.id, reply })?;
         Ok(us)
     }
@@ -174,7 +234,7 @@ impl Event {
     pub fn synchronise(&self) -> Result<(), Failure> {
         self.link.event_is_free(self.id, "synchronisation")?;
         let recorded = self.marks.posted();
-        if recorded == 0 || self.marks.is_settled() {
+        if !self.shared && (recorded == 0 || self.marks.is_settled()) {
             return self.link.check_alive();
         }
         self.link.call(|reply| Record::EventSync { event: self.id, reply })?;
@@ -192,7 +252,13 @@ impl Event {
             let text = format!("the event is not complete after {timeout_ms} ms");
             Failure::new(acl::ACL_ERROR_RT_EVENT_SYNC_TIMEOUT, text)
         };
-        let done = || Ok(self.marks.posted() == 0 || self.is_complete()?);
+        let done = || match self.shared {
+            true => {
+                let [_, pending, ..] = self.link.call(|reply| Record::EventQuery { event: self.id, reply })?;
+                Ok(pending == 0)
+            }
+            false => Ok(self.marks.posted() == 0 || self.is_complete()?),
+        };
         poll_until(Duration::from_millis(limit), done, late)
     }
 
@@ -201,6 +267,8 @@ impl Event {
     /// # Errors
     /// Another device's event; not recorded or not complete; device lost.
     pub fn elapsed_ms(&self, end: &Self) -> Result<f32, Failure> {
+        self.is_private("a time")?;
+        end.is_private("a time")?;
         if !Arc::ptr_eq(&self.link, &end.link) {
             return Err(Failure::unsupported("the events belong to different devices"));
         }

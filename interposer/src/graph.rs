@@ -111,6 +111,8 @@ impl Graphs {
             Record::CopyIn { source: HostSource::Pinned(_), reply: None, .. } => {
                 (self.captures.node(id, false)?, "MemcpyHostToDevice")
             }
+            Record::ValueWrite { .. } => (self.captures.node(id, false)?, "ValueWrite"),
+            Record::ValueWait { .. } => (self.captures.node(id, false)?, "ValueWait"),
             Record::CopyOut { reply: None, .. } => (self.captures.node(id, false)?, "MemcpyDeviceToHost"),
             Record::CopyDevice { reply: None, .. } => (self.captures.node(id, false)?, "MemcpyDeviceToDevice"),
             Record::Memset { reply: None, .. } => (self.captures.node(id, false)?, "Memset"),

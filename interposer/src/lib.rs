@@ -53,6 +53,7 @@ pub mod settings;
 pub mod space;
 pub mod stream;
 pub mod stub;
+mod trips;
 
 /// Both phases of every operator that the device computes.
 #[allow(non_snake_case)]

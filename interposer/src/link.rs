@@ -27,6 +27,7 @@ use crate::host_calls::Bridge;
 use crate::log::log;
 use crate::space::Space;
 use crate::stream::{Marks, Stream};
+use crate::trips::Trips;
 
 /// A session.
 pub struct Link {
@@ -52,8 +53,9 @@ pub struct Link {
     pub bridge: Bridge,
     /// What the last synchronisation fetched.
     fetched: Mutex<Fetched>,
-    /// Calls that waited for an answer, and copies that needed none.
-    round_trips: AtomicU64,
+    /// Calls that waited for an answer.
+    trips: Trips,
+    /// Copies that needed none.
     copies_fetched: AtomicU64,
     /// What the daemon is called in messages.
     place: String,
@@ -136,7 +138,7 @@ impl Link {
             default_marks: Arc::default(),
             bridge,
             fetched: Mutex::default(),
-            round_trips: AtomicU64::new(0),
+            trips: Trips::default(),
             copies_fetched: AtomicU64::new(0),
             place,
         })
@@ -189,7 +191,7 @@ impl Link {
     /// # Errors
     /// Device lost; what the daemon answered.
     pub fn call_op(&self, stream: u32, body: &[u8]) -> Result<Option<u64>, Failure> {
-        self.round_trips.fetch_add(1, Ordering::Relaxed);
+        self.trips.count_operator();
         let reply = self.client.call_op(stream, body).map_err(|l| self.lost(l))?;
         match (reply.status, reply.payload) {
             (0, [extent, known, ..]) => Ok((known != 0).then_some(extent)),
@@ -202,8 +204,12 @@ impl Link {
     /// # Errors
     /// Device lost; what the daemon answered.
     pub fn call<'a>(&self, make: impl FnOnce(ReplyTo) -> Record<'a>) -> Result<[u64; 4], Failure> {
-        self.round_trips.fetch_add(1, Ordering::Relaxed);
-        let reply = self.client.call(make).map_err(|l| self.lost(l))?;
+        let counted = |reply| {
+            let record = make(reply);
+            self.trips.count(&record);
+            record
+        };
+        let reply = self.client.call(counted).map_err(|l| self.lost(l))?;
         match reply.status {
             0 => Ok(reply.payload),
             code => Err(Failure::new(code, reply.text)),
@@ -224,14 +230,15 @@ impl Link {
             let len = FETCH_BYTES_MAX;
             self.client.pinned_alloc(len).and_then(|room| self.client.pinned_range(room, len))
         });
-        self.round_trips.fetch_add(1, Ordering::Relaxed);
-        let (reply, position) = self
-            .client
-            .call_at(|reply| match plan {
+        let counted = |reply| {
+            let record = match plan {
                 Plan::Plain => Record::StreamSync { stream, reply },
                 Plan::Fetch(Span { addr, .. }, dst) => Record::StreamFetch { stream, dst, src: addr, reply },
-            })
-            .map_err(|l| self.lost(l))?;
+            };
+            self.trips.count(&record);
+            record
+        };
+        let (reply, position) = self.client.call_at(counted).map_err(|l| self.lost(l))?;
         match reply.status {
             0 => {
                 let copied = plan != Plan::Plain && reply.payload[0] != 0;
@@ -244,7 +251,7 @@ impl Link {
 
     /// Calls that waited for an answer, and copies that the answer to another call carried.
     pub fn round_trips(&self) -> [u64; 2] {
-        [&self.round_trips, &self.copies_fetched].map(|n| n.load(Ordering::Relaxed))
+        [self.trips.total(), self.copies_fetched.load(Ordering::Relaxed)]
     }
 
     /// Shows `take` the `len` bytes at device address `addr` if the last synchronisation fetched them and they cannot have
@@ -443,12 +450,8 @@ impl Drop for Link {
     fn drop(&mut self) {
         // The bridge's thread has the client, too: it ends with the session.
         self.client.end();
-        let [calls, fetched] = self.round_trips();
+        let [_, fetched] = self.round_trips();
         let session = self.client.facts().session;
-        log!(
-            Info,
-            "session {session} with {} closes: {calls} round trips, {fetched} copies fetched with them",
-            self.place
-        );
+        log!(Info, "session {session} with {} closes: {}, {fetched} copies fetched with them", self.place, self.trips);
     }
 }

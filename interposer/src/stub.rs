@@ -25,6 +25,17 @@ fn refuse(number: usize) {
     });
 }
 
+/// Counts a call of a function that is refused by hand (`api/refusals.rs`); what it answers.
+pub fn refuse_by_name(name: &'static str, failure: &Failure) -> i32 {
+    if let Some(number) = generated::REFUSED.iter().position(|&n| n == name)
+        && CALLS[number].fetch_add(1, Ordering::Relaxed) == 0
+    {
+        log!(Warn, "{name} is not supported; the call was refused: {}", failure.text);
+    }
+    remember(name, failure);
+    failure.code
+}
+
 /// Functions that were called although they are not supported, and how often.
 pub fn refused() -> Vec<(&'static str, u64)> {
     let counts = CALLS.iter().map(|c| c.load(Ordering::Relaxed));
@@ -67,7 +78,9 @@ mod tests {
             ("aclrtMalloc", "supported"),
             ("aclnnInit", "supported"),
             ("aclmdlRICondHandleCreate", "absent"),
-            ("aclrtValueWrite", "absent"),
+            ("aclrtHostRegister", "absent"),
+            ("aclopCompileAndExecute", "refused"),
+            ("aclopCompileAndExecuteV2", "refused"),
             ("aclrtDeviceTaskAbort", "absent"),
             ("rtKernelLaunch", "refused"),
         ] {

@@ -2,15 +2,20 @@
 
 mod common;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use common::{Acl, D2D, D2H, F32, H2D, NULL, Ptr, load};
 
 const PARAM: i32 = 107_000;
 const INVALID_DEVICE: i32 = 107_001;
 const MIB: usize = 1 << 20;
 
-fn two() -> &'static Acl {
+/// One test at a time: an operator's late error is reported by the next call of the process that waits for the device.
+fn two() -> (&'static Acl, MutexGuard<'static, ()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let spec = "Ascend910B3:functional:hbm=0.25,Ascend910B4:functional:hbm=0.25";
-    load(&[("VNPU_MODE", "direct"), ("VNPU_DEVICE", spec)])
+    (load(&[("VNPU_MODE", "direct"), ("VNPU_DEVICE", spec)]), alone)
 }
 
 fn select(acl: &Acl, device: i32) {
@@ -23,7 +28,7 @@ fn pattern(len: usize, seed: usize) -> Vec<u8> {
 
 #[test]
 fn each_thread_has_its_device_and_each_device_its_default_stream() {
-    let acl = two();
+    let (acl, _alone) = two();
     assert_eq!(out!(acl, |count: u32| (acl.aclrtGetDeviceCount)(count)), 2);
     std::thread::scope(|scope| {
         for device in [0, 1] {
@@ -53,7 +58,7 @@ fn each_thread_has_its_device_and_each_device_its_default_stream() {
 
 #[test]
 fn peers_are_allowed_and_forbidden() {
-    let acl = two();
+    let (acl, _alone) = two();
     select(acl, 0);
     let can: extern "C" fn(*mut i32, i32, i32) -> i32 = acl.function("aclrtDeviceCanAccessPeer");
     let enable: extern "C" fn(i32, u32) -> i32 = acl.function("aclrtDeviceEnablePeerAccess");
@@ -74,7 +79,7 @@ fn peers_are_allowed_and_forbidden() {
 
 #[test]
 fn copies_between_devices_are_whole_and_bounded() {
-    let acl = two();
+    let (acl, _alone) = two();
     for len in [1, 4096, 300_000, 9 * MIB + 5] {
         let bytes = pattern(len, len);
         select(acl, 0);
@@ -102,7 +107,7 @@ fn copies_between_devices_are_whole_and_bounded() {
 
 #[test]
 fn a_copy_in_a_stream_comes_after_what_is_before_it_and_before_what_is_behind() {
-    let acl = two();
+    let (acl, _alone) = two();
     let n = 200_000usize;
     let memory: [(Ptr, Ptr, Ptr); 2] = [0, 1].map(|device| {
         select(acl, device);
@@ -154,7 +159,7 @@ impl Misuse for Acl {
 
 #[test]
 fn an_operator_on_another_devices_tensor_is_refused() {
-    let acl = two();
+    let (acl, _alone) = two();
     select(acl, 1);
     let memory = acl.malloc(64);
     select(acl, 0);

@@ -69,3 +69,50 @@ fn numbers_of_physical_memory_are_made_and_refused() {
     acl.ok(free(memory));
     acl.fails(import(number, 0, &raw mut out), PARAM, "the key is unknown");
 }
+
+#[test]
+fn events_for_other_processes_do_what_cann_does_with_them_and_no_more() {
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Handle([u64; 8]);
+    let (acl, _alone) = alone();
+    let get: extern "C" fn(Ptr, *mut Handle) -> i32 = acl.function("aclrtIpcGetEventHandle");
+    let open: extern "C" fn(Handle, *mut Ptr) -> i32 = acl.function("aclrtIpcOpenEventHandle");
+    let create: extern "C" fn(*mut Ptr, u32) -> i32 = acl.function("aclrtCreateEventWithFlag");
+    let mut out = common::NULL;
+    acl.fails(create(&raw mut out, 0x48), PARAM, "ACL_EVENT_IPC goes with no other flag");
+    let (plain, event, stream) = (acl.event(), handle!(acl, |out| create(out, 0x40)), acl.stream());
+    acl.fails(get(plain, &mut Handle::default()), PARAM, "was not created with ACL_EVENT_IPC");
+    acl.fails(get(event, std::ptr::null_mut()), PARAM, "handle");
+    acl.fails(get(stream, &mut Handle::default()), 107_017, "event");
+    let handle = out!(acl, |handle: Handle| get(event, handle));
+    assert_eq!(handle.0, out!(acl, |handle: Handle| get(event, handle)).0, "one handle an event");
+    acl.fails(open(handle, &raw mut out), PARAM, "this process created the event");
+    acl.fails(open(Handle::default(), &raw mut out), PARAM, "aclrtIpcGetEventHandle did not make it");
+    let mut unknown = handle;
+    unknown.0[1] ^= 1;
+    acl.fails(open(unknown, &raw mut out), PARAM, "the key is unknown");
+    acl.fails(open(handle, std::ptr::null_mut()), PARAM, "event");
+    assert!(out.is_null());
+
+    let query: extern "C" fn(Ptr, *mut i32) -> i32 = acl.function("aclrtQueryEvent");
+    let number: extern "C" fn(Ptr, *mut u32) -> i32 = acl.function("aclrtGetEventId");
+    acl.ok((acl.aclrtSynchronizeEvent)(event));
+    acl.ok((acl.aclrtRecordEvent)(event, stream));
+    acl.ok((acl.aclrtStreamWaitEvent)(stream, event));
+    acl.ok((acl.aclrtSynchronizeEvent)(event));
+    assert_eq!(out!(acl, |status: i32| (acl.aclrtQueryEventStatus)(event, status)), 1);
+    let refused = |status| acl.fails(status, NOT_SUPPORTED, "for an event created with ACL_EVENT_IPC");
+    refused((acl.aclrtResetEvent)(event, stream));
+    refused(query(event, &mut 0));
+    refused(number(event, &mut 0));
+    refused((acl.aclrtQueryEventWaitStatus)(event, &mut 0));
+    refused((acl.aclrtEventGetTimestamp)(event, &mut 0));
+    refused((acl.aclrtEventElapsedTime)(&mut 0.0, plain, event));
+    acl.ok((acl.aclmdlRICaptureBegin)(stream, 0));
+    acl.fails((acl.aclrtRecordEvent)(event, stream), 107_027, "recording an event of several processes");
+    let mut graph = common::NULL;
+    acl.fails((acl.aclmdlRICaptureEnd)(stream, &raw mut graph), 507_903, "recording an event of several processes");
+    acl.ok((acl.aclrtDestroyEvent)(event));
+    acl.fails((acl.aclrtRecordEvent)(event, stream), 107_017, "event");
+}

@@ -166,12 +166,35 @@ fn only_what_the_device_computes_is_exported() {
             assert_eq!(acl.exports(&name), signature.emulated, "{name}");
         }
     }
-    for name in ["PTAGetExecCache", "InitPTACacheThreadLocal", "SetPTAHashKey", "aclrtHostRegister", "aclrtValueWrite"]
-    {
+    for name in ["PTAGetExecCache", "InitPTACacheThreadLocal", "SetPTAHashKey", "aclrtHostRegister"] {
         assert!(!acl.exports(name), "{name} would steer clients wrong");
     }
     let mut id = 0;
     acl.fails((acl.aclmdlLoadFromFile)(c"x".as_ptr(), &raw mut id), 207_000, "aclmdlLoadFromFile: not supported");
+}
+
+#[test]
+fn a_private_format_has_room_for_whole_blocks() {
+    let acl = direct();
+    let (at, half) = (acl.malloc(1 << 16), 1);
+    let sizes = |tensor, format| {
+        let (mut dims, mut count, mut actual) = (std::ptr::null_mut(), 0, 0);
+        let calculate = acl.aclnnNpuFormatCastCalculateSizeAndFormat;
+        let code = calculate(tensor, format, half, &raw mut dims, &raw mut count, &raw mut actual);
+        if code != 0 {
+            return (code, vec![], actual);
+        }
+        // SAFETY: the library says that so many integers are there, and that the caller releases them.
+        let sizes = unsafe { std::slice::from_raw_parts(dims, count as usize) }.to_vec();
+        // SAFETY: the block is malloc's.
+        unsafe { libc::free(dims.cast()) };
+        (code, sizes, actual)
+    };
+    let matrix = acl.tensor(at, F32, &[2, 20, 33]);
+    assert_eq!(sizes(matrix, 29), (0, vec![2, 3, 2, 16, 16], 29));
+    assert_eq!(sizes(matrix, 2), (0, vec![2, 20, 33], 2));
+    assert_eq!(sizes(matrix, 3).0, PARAM_INVALID);
+    assert_eq!(sizes(acl.tensor(at, F32, &[5]), 29).0, PARAM_INVALID);
 }
 
 #[test]

@@ -7,7 +7,6 @@ use common::{Acl, F32, H2D, NULL, Ptr, direct};
 const PARAM: i32 = 107_000;
 const NO_CONTEXT: i32 = 107_002;
 const BAD_HANDLE: i32 = 107_017;
-const UNSUPPORTED: i32 = 207_000;
 
 fn is_complete(acl: &Acl, event: Ptr) -> bool {
     out!(acl, |status: i32| (acl.aclrtQueryEventStatus)(event, status)) == 1
@@ -125,7 +124,7 @@ fn wrong_handles_are_errors() {
     acl.fails((acl.aclrtCreateStream)(std::ptr::null_mut()), PARAM, "parameter stream: null");
     let mut out = NULL;
     acl.fails((acl.aclrtCreateStreamWithConfig)(&raw mut out, 9, 0), PARAM, "priority: 9");
-    acl.fails((acl.aclrtCreateEventExWithFlag)(&raw mut out, 0x40), UNSUPPORTED, "other processes");
+    acl.fails((acl.aclrtCreateEventExWithFlag)(&raw mut out, 0x41), PARAM, "ACL_EVENT_IPC goes with no other flag");
     let mut ms = 0f32;
     let unrecorded = acl.event();
     assert_ne!((acl.aclrtEventElapsedTime)(&raw mut ms, unrecorded, unrecorded), 0);

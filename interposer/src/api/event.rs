@@ -8,18 +8,14 @@ use crate::error::Failure;
 use crate::event::Event;
 use crate::process::process;
 
-/// Flags that would need another process.
-const REFUSED_FLAGS: u32 = acl::ACL_EVENT_IPC as u32;
-
 fn create(event: Out<Opaque>, flags: u32) -> Result<(), Failure> {
     event.check("event")?;
-    if flags & REFUSED_FLAGS != 0 {
-        let text = format!("parameter flag: {flags:#x} asks for an event that other processes use");
-        return Err(Failure::unsupported(text));
-    }
-    let process = process();
-    let fresh = Event::create(process.current_link()?, flags)?;
-    let handle = process.events.insert(|slot| {
+    hand_out(event, Event::create(process().current_link()?, flags)?)
+}
+
+/// Gives the caller a handle.
+pub(super) fn hand_out(event: Out<Opaque>, fresh: Event) -> Result<(), Failure> {
+    let handle = process().events.insert(|slot| {
         *slot = Some(fresh);
         Ok(())
     })?;
@@ -32,7 +28,8 @@ pub extern "C" fn aclrtCreateEvent(event: Out<Opaque>) -> i32 {
     status("aclrtCreateEvent", || create(event, 0))
 }
 
-/// An event with flags. Every event has a time; the flags that only save cost are kept and change nothing.
+/// An event with flags. Every event has a time; the flags that only save cost are kept and change nothing. One for other
+/// processes (`ACL_EVENT_IPC`, alone) is recorded, waited for, synchronised and asked for its status, and nothing else.
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtCreateEventWithFlag(event: Out<Opaque>, flag: u32) -> i32 {
     status("aclrtCreateEventWithFlag", || create(event, flag))
@@ -92,7 +89,9 @@ pub extern "C" fn aclrtSynchronizeEventWithTimeout(event: Opaque, timeout: i32) 
 pub extern "C" fn aclrtQueryEvent(event: Opaque, status: Out<i32>) -> i32 {
     crate::entry::status("aclrtQueryEvent", || {
         status.check("status")?;
-        let complete = process().event(event, "event")?.is_complete()?;
+        let event = process().event(event, "event")?;
+        event.is_private("aclrtQueryEvent")?;
+        let complete = event.is_complete()?;
         status.set("status", if complete { acl::ACL_EVENT_STATUS_COMPLETE } else { acl::ACL_EVENT_STATUS_NOT_READY })
     })
 }
@@ -142,5 +141,9 @@ pub extern "C" fn aclrtEventGetTimestamp(event: Opaque, timestamp: Out<u64>) -> 
 /// Number of the event in this session.
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtGetEventId(event: Opaque, eventId: Out<u32>) -> i32 {
-    status("aclrtGetEventId", || eventId.set("eventId", process().event(event, "event")?.id))
+    status("aclrtGetEventId", || {
+        let event = process().event(event, "event")?;
+        event.is_private("a number")?;
+        eventId.set("eventId", event.id)
+    })
 }

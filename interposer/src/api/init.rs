@@ -10,9 +10,9 @@ use crate::error::{Failure, last_code, take_message};
 use crate::log::log;
 use crate::process::process;
 
-/// CANN release that this library presents itself as: the one whose headers the function table was made from. torch_npu
-/// compares it to decide which calls it may make.
-pub const CANN_VERSION: &str = "8.5.0";
+/// CANN release that this library presents itself as. torch_npu compares it to decide which calls it may make: from 9.0 on it takes
+/// no norm to its old operator path, from 9.1 on no format cast.
+pub const CANN_VERSION: &str = "9.1.0";
 /// Largest configuration file read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 

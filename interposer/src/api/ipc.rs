@@ -1,4 +1,4 @@
-//! Device memory shared between processes of one tenant. The daemon of the device brokers it; in direct mode there is no other
+//! Device memory and events shared between processes of one tenant. The daemon of the device brokers it; in direct mode there is no other
 //! process on the device.
 
 use std::ffi::c_char;
@@ -8,9 +8,11 @@ use acl_abi::values as acl;
 use wire::Record;
 
 use crate::abi::{In, Opaque, Out, Text};
+use crate::api::event::hand_out;
 use crate::api::pages::{Physical, physical};
 use crate::entry::status;
 use crate::error::Failure;
+use crate::event::Event;
 use crate::ipc::{KEY_CHARS, Key, Known, from_text, to_text};
 use crate::link::Link;
 use crate::process::process;
@@ -112,6 +114,36 @@ pub extern "C" fn aclrtIpcMemSetImportPid(key: Text, pid: In<i32>, num: usize) -
             Some(Known::Exported(device)) => allow(&process.link(device)?, key, pid, num),
             _ => Err(Failure::invalid("parameter key: this process did not export it")),
         }
+    })
+}
+
+/// `aclrtIpcEventHandle`: a word that tells it from garbage, and the key.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct IpcEventHandle([u64; EVENT_HANDLE_WORDS]);
+
+const EVENT_HANDLE_WORDS: usize = acl::ACL_IPC_EVENT_HANDLE_SIZE as usize / size_of::<u64>();
+const EVENT_HANDLE_MARK: u64 = u64::from_le_bytes(*b"vnpu-evt");
+
+/// Makes a handle by which other processes open the event.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtIpcGetEventHandle(event: Opaque, handle: Out<IpcEventHandle>) -> i32 {
+    status("aclrtIpcGetEventHandle", || {
+        handle.check("handle")?;
+        let [a, b, c, d] = process().event(event, "event")?.export()?;
+        handle.set("handle", IpcEventHandle([EVENT_HANDLE_MARK, a, b, c, d, 0, 0, 0]))
+    })
+}
+
+/// Another process's event, on the thread's device, which must be the one that it was made on.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclrtIpcOpenEventHandle(handle: IpcEventHandle, event: Out<Opaque>) -> i32 {
+    status("aclrtIpcOpenEventHandle", || {
+        event.check("event")?;
+        let IpcEventHandle([EVENT_HANDLE_MARK, a, b, c, d, 0, 0, 0]) = handle else {
+            return Err(Failure::invalid("parameter handle: aclrtIpcGetEventHandle did not make it"));
+        };
+        hand_out(event, Event::open(process().current_link()?, [a, b, c, d])?)
     })
 }
 

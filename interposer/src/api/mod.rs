@@ -15,6 +15,8 @@ pub mod init;
 pub mod ipc;
 pub mod memory;
 pub mod pages;
+pub mod refusals;
 pub mod settings;
 pub mod stream;
 pub mod tensor;
+pub mod value;

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use acl_abi::{DataType, Scalar};
+use acl_abi::{DataType, Scalar, values as acl};
 
 use crate::abi::{In, Opaque, Out, malloc_copy};
 use crate::entry::{status, value};
@@ -244,6 +244,46 @@ pub extern "C" fn aclGetViewShape(tensor: *const c_void, viewDims: Out<*mut i64>
     status("aclGetViewShape", || {
         let desc = self::tensor(tensor, |t| t.desc)?;
         hand_out(desc.dims(), viewDims, viewDimsNum, ["viewDims", "viewDimsNum"])
+    })
+}
+
+/// Elements of the block that FRACTAL_NZ cuts rows into, for elements of the type `additional`: 32 bytes.
+fn block(additional: i32) -> Result<i64, Failure> {
+    Ok(i64::from(256 / data_type("additionalDtype", additional)?.bits()))
+}
+
+/// Storage sizes, in memory that the caller releases, and format of what `aclnnNpuFormatCast` makes of a tensor: the tensor's own
+/// for ND, blocks of 16 rows and 32 bytes for FRACTAL_NZ. The device uses the beginning of such a storage.
+#[unsafe(no_mangle)]
+pub extern "C" fn aclnnNpuFormatCastCalculateSizeAndFormat(
+    srcTensor: *const c_void,
+    dstFormat: i32,
+    additionalDtype: i32,
+    dstShape: Out<*mut i64>,
+    dstShapeSize: Out<u64>,
+    actualFormat: Out<i32>,
+) -> i32 {
+    status("aclnnNpuFormatCastCalculateSizeAndFormat", || {
+        actualFormat.check("actualFormat").map_err(aclnn)?;
+        let desc = self::tensor(srcTensor, |t| t.desc)?;
+        let plain = desc.dims();
+        let sizes = match (dstFormat, plain) {
+            (acl::ACL_FORMAT_ND, _) => plain.to_vec(),
+            (acl::ACL_FORMAT_FRACTAL_NZ, [lead @ .., rows, columns]) => {
+                let block = block(additionalDtype).map_err(|f| Failure { code: ACLNN_PARAM_INVALID, ..f })?;
+                let blocks = |size: i64, of: i64| size.unsigned_abs().div_ceil(of.unsigned_abs()) as i64;
+                [lead, &[blocks(*columns, block), blocks(*rows, 16), 16, block]].concat()
+            }
+            _ => {
+                let text = format!(
+                    "parameter dstFormat: {dstFormat} of a tensor with {} dimensions (ND 2, FRACTAL_NZ 29)",
+                    plain.len()
+                );
+                return Err(Failure::new(ACLNN_PARAM_INVALID, text));
+            }
+        };
+        actualFormat.set("actualFormat", dstFormat)?;
+        hand_out(&sizes, dstShape, dstShapeSize, ["dstShape", "dstShapeSize"])
     })
 }
 

@@ -111,6 +111,7 @@ functions! {
     aclrtEventElapsedTime(*mut f32, Ptr, Ptr) -> i32;
     aclCreateTensor(*const i64, u64, i32, *const i64, i64, i32, *const i64, u64, Ptr) -> Ptr;
     aclDestroyTensor(Ptr) -> i32;
+    aclnnNpuFormatCastCalculateSizeAndFormat(Ptr, i32, i32, *mut *mut i64, *mut u64, *mut i32) -> i32;
     aclCreateTensorList(*const Ptr, u64) -> Ptr;
     aclDestroyTensorList(Ptr) -> i32;
     aclCreateScalar(*const c_void, i32) -> Ptr;
