@@ -1,0 +1,273 @@
+//! One event of a streamed answer: does it carry tokens, usage, an error, the end?
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::usage::Usage;
+
+/// Facts of one event's data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// Choices that got text (or a tool call's arguments) by it: one token each, as engines stream.
+    pub tokens: u32,
+    /// What it cost so far.
+    pub usage: Option<Usage>,
+    /// It has a member `usage`, null or not.
+    pub has_usage: bool,
+    /// It has an empty list of choices.
+    pub no_choices: bool,
+    /// The engine reports a failure.
+    pub error: bool,
+    /// The stream is complete: `[DONE]`, or the last event of the Responses API.
+    pub done: bool,
+}
+
+#[derive(Default)]
+struct Members<'a> {
+    tokens: u32,
+    no_choices: bool,
+    usage: Option<&'a RawValue>,
+    error: Option<&'a RawValue>,
+    kind: Option<Cow<'a, str>>,
+    delta_text: bool,
+    response: Option<&'a RawValue>,
+}
+
+impl Chunk {
+    /// Reads the data of an event; what is no JSON object says nothing.
+    pub fn of(data: &[u8]) -> Self {
+        if data.trim_ascii() == b"[DONE]" {
+            return Self { done: true, ..Self::default() };
+        }
+        let Ok(members) = serde_json::from_slice::<Members<'_>>(data) else { return Self::default() };
+        let mut chunk = Self {
+            tokens: members.tokens,
+            usage: members.usage.and_then(|u| Usage::of(u.get())),
+            has_usage: members.usage.is_some(),
+            no_choices: members.no_choices,
+            error: members.error.is_some_and(|e| e.get() != "null"),
+            done: false,
+        };
+        // The Responses API: typed events.
+        match members.kind.as_deref() {
+            Some("response.completed" | "response.incomplete") => {
+                chunk.done = true;
+                chunk.usage = members.response.and_then(|r| crate::usage_of_answer(r.get().as_bytes()));
+            }
+            Some("response.failed" | "error") => chunk.error = true,
+            Some(kind) if kind.ends_with(".delta") && members.delta_text => chunk.tokens += 1,
+            _ => {}
+        }
+        chunk
+    }
+}
+
+/// `data` without its member `usage`; `None` if it has none at the top level.
+///
+/// Every other byte stays.
+pub fn hide_usage(data: &[u8]) -> Option<Vec<u8>> {
+    let members: Members<'_> = serde_json::from_slice(data).ok()?;
+    let value = members.usage?.get();
+    let value_start = value.as_ptr() as usize - data.as_ptr() as usize;
+    let mut end = value_start + value.len();
+    let key = data[..value_start].trim_ascii_end().strip_suffix(b":")?.trim_ascii_end();
+    let mut start = key.strip_suffix(br#""usage""#)?.trim_ascii_end().len();
+    if start.checked_sub(1).is_some_and(|at| data[at] == b',') {
+        start -= 1;
+    } else {
+        let rest = &data[end..];
+        let blank = rest.len() - rest.trim_ascii_start().len();
+        end += if rest.get(blank) == Some(&b',') { blank + 1 } else { 0 };
+    }
+    Some([&data[..start], &data[end..]].concat())
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut m = Members::default();
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    match &*key {
+                        "choices" => {
+                            let choices: Choices = map.next_value()?;
+                            m.tokens = choices.with_text;
+                            m.no_choices = choices.is_list && choices.count == 0;
+                        }
+                        "usage" => m.usage = Some(map.next_value()?),
+                        "error" => m.error = Some(map.next_value()?),
+                        "type" => m.kind = map.next_value::<Loose<'de>>()?.text,
+                        "delta" => m.delta_text = map.next_value::<Loose<'de>>()?.has_text(),
+                        "response" => m.response = Some(map.next_value()?),
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(m)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// `choices`, of which only those with text count.
+#[derive(Default)]
+struct Choices {
+    is_list: bool,
+    count: u32,
+    with_text: u32,
+}
+
+impl<'de> Deserialize<'de> for Choices {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Choices;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of choices")
+            }
+            fn visit_unit<E>(self) -> Result<Choices, E> {
+                Ok(Choices::default())
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Choices, A::Error> {
+                let mut choices = Choices { is_list: true, ..Choices::default() };
+                while let Some(choice) = seq.next_element::<Loose<'de>>()? {
+                    choices.count += 1;
+                    choices.with_text += u32::from(choice.inner_text);
+                }
+                Ok(choices)
+            }
+        }
+        deserializer.deserialize_any(List)
+    }
+}
+
+/// Members that carry generated text, in a choice or its delta.
+const TEXT_KEYS: [&str; 5] = ["text", "content", "reasoning_content", "reasoning", "refusal"];
+
+/// Any value: its text if it is a string, whether text is in it if it is an object.
+#[derive(Default)]
+struct Loose<'a> {
+    text: Option<Cow<'a, str>>,
+    inner_text: bool,
+}
+
+impl Loose<'_> {
+    fn has_text(&self) -> bool {
+        self.inner_text || self.text.as_ref().is_some_and(|t| !t.is_empty())
+    }
+}
+
+impl<'de> Deserialize<'de> for Loose<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Loose<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any JSON")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Loose { text: Some(Cow::Borrowed(text)), inner_text: false })
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Loose { text: Some(Cow::Owned(text.to_owned())), inner_text: false })
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Loose::default())
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Loose::default())
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Loose::default())
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Loose::default())
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Loose::default())
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                // A list counts as text if it is one of tool calls or parts, that is, not empty.
+                let mut any = false;
+                while seq.next_element::<IgnoredAny>()?.is_some() {
+                    any = true;
+                }
+                Ok(Loose { text: None, inner_text: any })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut inner_text = false;
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    match &*key {
+                        "delta" | "message" => inner_text |= map.next_value::<Loose<'de>>()?.inner_text,
+                        "tool_calls" => inner_text |= map.next_value::<Loose<'de>>()?.inner_text,
+                        key if TEXT_KEYS.contains(&key) => inner_text |= map.next_value::<Loose<'de>>()?.has_text(),
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(Loose { text: None, inner_text })
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_told_apart() {
+        let plain = Chunk::default();
+        let usage = Usage { prompt_tokens: 3, cached_tokens: 0, output_tokens: 2 };
+        for (event, want) in [
+            (r#"{"choices":[{"text":"a"},{"text":""},{"delta":{"content":"b\n"}}]}"#, Chunk { tokens: 2, ..plain }),
+            (
+                r#"{"choices":[{"delta":{"role":"assistant","content":""}}],"usage":null}"#,
+                Chunk { has_usage: true, ..plain },
+            ),
+            (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Chunk { tokens: 1, ..plain }),
+            (r#"{"choices":[{"delta":{"tool_calls":[],"reasoning_content":"hm"}}]}"#, Chunk { tokens: 1, ..plain }),
+            (
+                r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+                Chunk { usage: Some(usage), has_usage: true, no_choices: true, ..plain },
+            ),
+            (r#"{"error":{"message":"x"}}"#, Chunk { error: true, ..plain }),
+            (r#"{"error":null,"choices":null}"#, plain),
+            (r#"{"type":"response.output_text.delta","delta":"hi"}"#, Chunk { tokens: 1, ..plain }),
+            (
+                r#"{"type":"response.completed","response":{"usage":{"input_tokens":3,"output_tokens":2}}}"#,
+                Chunk { done: true, usage: Some(usage), ..plain },
+            ),
+            ("[DONE]", Chunk { done: true, ..plain }),
+            ("garbage", plain),
+        ] {
+            assert_eq!(Chunk::of(event.as_bytes()), want, "{event}");
+        }
+    }
+
+    #[test]
+    fn usage_is_hidden_and_nothing_else() {
+        for (data, want) in [
+            (r#"{"a":1,"usage":null}"#, r#"{"a":1}"#),
+            (r#"{"a":1, "usage" : null , "b":2}"#, r#"{"a":1 , "b":2}"#),
+            (r#"{"usage":{"x":"}"},"b":"\"usage\":1"}"#, r#"{"b":"\"usage\":1"}"#),
+            (r#"{"usage":null}"#, r#"{}"#),
+        ] {
+            assert_eq!(String::from_utf8(hide_usage(data.as_bytes()).unwrap()).unwrap(), want, "{data}");
+        }
+        assert!(hide_usage(br#"{"choices":[{"usage":null}]}"#).is_none());
+        assert!(hide_usage(b"[DONE]").is_none());
+    }
+}
