@@ -53,7 +53,8 @@ impl Hints {
 }
 
 async fn write(path: PathBuf, mut queue: mpsc::Receiver<Hint>, metrics: Arc<Metrics>) {
-    let mut stream: Option<UnixStream> = None;
+    // Before the first request: its hints must not wait for a connection.
+    let mut stream: Option<UnixStream> = UnixStream::connect(&path).await.ok();
     while let Some(hint) = queue.recv().await {
         if stream.is_none() {
             stream = UnixStream::connect(&path).await.ok();

@@ -1,18 +1,37 @@
-//! `gateway`: the OpenAI-compatible sidecar beside an engine.
+//! `gateway`: the OpenAI-compatible sidecar beside one engine or a few.
 //!
-//! First version: streams through, follows each request's phase (queued, prefill, decode, done), tells the interposer's
-//! hint listener about every transition, and cancels upstream when the client leaves. It deliberately keeps no queue and
-//! admits everything.
+//! Requests are peeked at, admitted in tokens, and sent on byte for byte; answers stream through, their phases become
+//! hints for the scheduler, and a client that leaves cancels its work at the engine. Which request goes where and when is
+//! decided by the crate `admission`, which knows no socket; what is read and changed of a body by the crate `openai`.
 //!
 //! The accept loop is ours, on pingora's sessions: the ready line needs the real port, and a shutdown should end when
 //! the last answer has, not after a fixed grace period.
 
+mod access_log;
+mod admin;
+mod admit;
+mod body;
+mod config;
+mod engines;
 mod error;
+mod events;
+mod exchange;
+mod gateway;
 mod hints;
+mod identity;
+mod inference;
 mod metrics;
+mod models;
+mod monitor;
 mod phase;
 mod proxy;
+mod quirks;
+mod reply;
 mod request;
+mod route;
+mod timers;
+mod tracked;
+mod wants;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,64 +39,108 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use pingora_core::protocols::Stream;
 use pingora_core::services::listening::Service;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use access_log::AccessLog;
+use config::Timeouts;
+use gateway::Gateway;
 use metrics::Metrics;
-use phase::Objectives;
 use proxy::Proxy;
+use wants::Wants;
 
-/// How long answers may still run after a signal to stop.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
-
-/// OpenAI-compatible sidecar: streams through, follows request phases, sends hints, cancels upstream.
+/// OpenAI-compatible sidecar: admits in tokens, streams through, follows request phases, sends hints, cancels upstream.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where clients connect; port 0 picks a free one.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// The engine, `host:port`.
+    /// An engine, `host:port`; may be given several times. Every path is passed through. For more, use --config.
     #[arg(long)]
-    upstream: String,
+    upstream: Vec<String>,
+    /// Configuration file, TOML: engines, queue, timeouts, tenants. docs/gateway.md has every field.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read the configuration, say what is wrong with it, and end.
+    #[arg(long)]
+    check_config: bool,
     /// The interposer's hint listener (`vnpu run --hints PATH`).
     #[arg(long)]
     hints: Option<PathBuf>,
-    /// Where Prometheus scrapes; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    metrics: SocketAddr,
+    /// Where operators look and Prometheus scrapes; port 0 picks a free one.
+    #[arg(long, alias = "metrics", default_value = "127.0.0.1:0")]
+    admin: SocketAddr,
+    /// A line of JSON for each request; `-` is standard error.
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
+    /// Threads that serve connections.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: u16,
     /// Objective for the time to first token, milliseconds; told to the scheduler.
     #[arg(long, default_value_t = 1000)]
     ttft_slo_ms: u32,
     /// Objective for the time per output token, milliseconds; told to the scheduler.
     #[arg(long, default_value_t = 50)]
     tpot_slo_ms: u32,
+    /// Let clients set priority, tenant and objectives of their requests (headers `x-vnpu-priority`, `x-vnpu-tenant`,
+    /// `x-vnpu-ttft-ms`, `x-vnpu-tpot-ms`).
+    #[arg(long)]
+    trust_client_hints: bool,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// Prints a new API key and the hash of it for the configuration file.
+    Key,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(Command::Key) = args.command {
+        let (key, hash) = identity::new_key()?;
+        println!("key         {key}\nkey_sha256  {hash}");
+        return Ok(());
+    }
+    let config = config::load(args.config.as_ref(), &args.upstream)?;
+    if args.check_config {
+        println!("fine: {} engines, {} tenants", config.engines.len(), config.tenants.len());
+        return Ok(());
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| "warn".into());
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run(args))
+    let threads = usize::from(args.threads);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()?
+        .block_on(run(args, config))
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
+async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
+    let drain = Timeouts::of(config.timeouts.drain_ms);
     let metrics = Arc::new(Metrics::default());
     let hints = hints::Hints::start(args.hints, Arc::clone(&metrics));
-    let objectives = Objectives { ttft_ms: args.ttft_slo_ms, tpot_ms: args.tpot_slo_ms };
-    let proxy = Arc::new(Proxy::new(&args.upstream, objectives, hints, Arc::clone(&metrics))?);
+    let objectives = Wants::objectives(args.ttft_slo_ms, args.tpot_slo_ms);
+    let access_log = args.access_log.as_deref().map(AccessLog::open).transpose()?;
+    let gateway = Gateway::new(config, (objectives, args.trust_client_hints), hints, metrics, access_log)?;
+    let gateway = Arc::new(gateway);
+    let proxy = Arc::new(Proxy(Arc::clone(&gateway)));
     let listener = listen(args.listen, "--listen").await?;
-    let scrape = listen(args.metrics, "--metrics").await?;
+    let operators = listen(args.admin, "--admin").await?;
     // Before the ready line: whoever reads it may end the gateway at once.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    println!("ready http://{} metrics=http://{}/metrics", listener.local_addr()?, scrape.local_addr()?);
-    let scraper = tokio::spawn(serve_metrics(scrape, metrics));
+    let admin = operators.local_addr()?;
+    println!("ready http://{} metrics=http://{admin}/metrics admin=http://{admin}", listener.local_addr()?);
+    let operators = tokio::spawn(axum::serve(operators, admin::router(Arc::clone(&gateway))).into_future());
+    monitor::start(&gateway);
 
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let connections = Arc::new(());
@@ -103,12 +166,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     drop(listener);
+    gateway.stop();
     let _ = stop.send(true);
-    let deadline = tokio::time::Instant::now() + DRAIN_TIME_MAX;
-    while Arc::strong_count(&connections) > 1 && proxy.in_flight() > 0 && tokio::time::Instant::now() < deadline {
+    let deadline = tokio::time::Instant::now() + drain;
+    while Arc::strong_count(&connections) > 1 && gateway.in_flight() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    scraper.abort();
+    operators.abort();
     Ok(())
 }
 
@@ -120,27 +184,4 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
 
 fn pingora_stream(stream: TcpStream) -> Stream {
     Box::new(pingora_core::protocols::l4::stream::Stream::from(stream))
-}
-
-/// Answers every request with the metrics page: scrapers ask nothing else.
-async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) {
-    loop {
-        let Ok((mut stream, _)) = listener.accept().await else { continue };
-        let metrics = Arc::clone(&metrics);
-        tokio::spawn(async move {
-            let mut request = [0; 4096];
-            if !matches!(tokio::time::timeout(Duration::from_secs(5), stream.read(&mut request)).await, Ok(Ok(1..))) {
-                return;
-            }
-            let page = metrics.page();
-            let head = format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n\
-                 content-length: {}\r\nconnection: close\r\n\r\n",
-                page.len()
-            );
-            let _ = stream.write_all(head.as_bytes()).await;
-            let _ = stream.write_all(page.as_bytes()).await;
-            let _ = stream.shutdown().await;
-        });
-    }
 }

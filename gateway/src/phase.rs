@@ -8,8 +8,9 @@ use std::time::Instant;
 use wire::Hint;
 
 use crate::request::Summary;
+use crate::wants::Wants;
 
-/// Tokens between two progress hints: often enough to follow a request's pace, seldom enough to cost nothing.
+/// Tokens between two progress hints, after one for the second token: often enough to follow a request's pace, seldom enough to cost nothing.
 const PROGRESS_EVERY_TOKENS: u32 = 16;
 
 /// Phase of a request.
@@ -34,15 +35,6 @@ pub enum End {
     ClientLeft,
     /// The engine failed, was unreachable, or answered with an error.
     Failed,
-}
-
-/// Objectives sent along with every request.
-#[derive(Clone, Copy, Debug)]
-pub struct Objectives {
-    /// Time to first token, milliseconds.
-    pub ttft_ms: u32,
-    /// Time per output token, milliseconds.
-    pub tpot_ms: u32,
 }
 
 /// One request's state.
@@ -84,7 +76,7 @@ impl Lifecycle {
     }
 
     /// It goes to the engine now: QUEUED → PREFILL.
-    pub fn sent(&mut self, summary: &Summary, objectives: &Objectives) -> Vec<Hint> {
+    pub fn sent(&mut self, summary: &Summary, wants: &Wants) -> Vec<Hint> {
         debug_assert_eq!(self.phase, Phase::Queued);
         self.phase = Phase::Prefill;
         let request = self.request;
@@ -93,10 +85,10 @@ impl Lifecycle {
                 request,
                 prompt_tokens: summary.prompt_tokens,
                 max_tokens: summary.max_tokens,
-                ttft_deadline_ms: objectives.ttft_ms,
-                tpot_target_ms: objectives.tpot_ms,
-                priority: 0,
-                tenant: String::new(),
+                ttft_deadline_ms: wants.ttft_ms,
+                tpot_target_ms: wants.tpot_ms,
+                priority: wants.priority,
+                tenant: wants.tenant.clone(),
             },
             Hint::PrefillStarted { request },
         ]
@@ -111,10 +103,12 @@ impl Lifecycle {
         if self.first_token.is_none() {
             self.first_token = Some(now);
             self.phase = Phase::Decode;
-            self.reported_tokens = self.tokens;
+            self.reported_tokens = 1;
             return Some(Hint::FirstToken { request: self.request });
         }
-        (self.tokens - self.reported_tokens >= PROGRESS_EVERY_TOKENS).then(|| {
+        // The second token tells that the engine decodes it: some are parked after the first.
+        let every = if self.reported_tokens == 1 { 1 } else { PROGRESS_EVERY_TOKENS };
+        (self.tokens - self.reported_tokens >= every).then(|| {
             self.reported_tokens = self.tokens;
             Hint::Progress { request: self.request, tokens: self.tokens }
         })
@@ -140,23 +134,37 @@ mod tests {
         let now = Instant::now();
         let mut life = Lifecycle::new(7, now);
         let summary = Summary { prompt_tokens: 100, max_tokens: 50, stream: true };
-        let hints = life.sent(&summary, &Objectives { ttft_ms: 1000, tpot_ms: 50 });
-        assert!(matches!(
-            hints[..],
-            [Hint::Admitted { prompt_tokens: 100, max_tokens: 50, .. }, Hint::PrefillStarted { request: 7 }]
-        ));
+        let hints =
+            life.sent(&summary, &Wants { priority: 3, tenant: "blue".to_owned(), ..Wants::objectives(1000, 50) });
+        let admitted = Hint::Admitted {
+            request: 7,
+            prompt_tokens: 100,
+            max_tokens: 50,
+            ttft_deadline_ms: 1000,
+            tpot_target_ms: 50,
+            priority: 3,
+            tenant: "blue".to_owned(),
+        };
+        assert_eq!(hints, [admitted, Hint::PrefillStarted { request: 7 }]);
         (life, now)
     }
 
     #[test]
-    fn first_token_opens_decode_and_progress_follows_every_sixteen() {
+    fn first_token_opens_decode_and_progress_follows_with_the_second_and_every_sixteen() {
         let (mut life, now) = sent();
         let at = now + Duration::from_millis(200);
         assert!(matches!(life.tokens_came(1, at), Some(Hint::FirstToken { request: 7 })));
         assert_eq!(life.phase(), Phase::Decode);
         let hints: Vec<Hint> = (0..40).filter_map(|_| life.tokens_came(1, at)).collect();
         assert!(
-            matches!(hints[..], [Hint::Progress { tokens: 17, .. }, Hint::Progress { tokens: 33, .. }]),
+            matches!(
+                hints[..],
+                [
+                    Hint::Progress { tokens: 2, .. },
+                    Hint::Progress { tokens: 18, .. },
+                    Hint::Progress { tokens: 34, .. }
+                ]
+            ),
             "{hints:?}"
         );
         assert_eq!(life.ttft_s(), Some(0.2));

@@ -1,107 +1,17 @@
 //! The real gateway in front of a scripted upstream: a socket that plays an engine's good and bad days to the byte.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod scripted;
+
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use stack::{Gateway, Http, StreamEvent};
 
-/// Bound on every wait of these tests.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// One connection accepted by the scripted upstream: its request is read whole.
-struct Exchange {
-    stream: TcpStream,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Exchange {
-    fn read(stream: TcpStream) -> Option<Self> {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if reader.read_line(&mut head).ok()? == 0 {
-                return None;
-            }
-        }
-        let length =
-            head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
-        let mut body = vec![0; length.unwrap_or(0)];
-        reader.read_exact(&mut body).ok()?;
-        Some(Self { stream, head, body })
-    }
-
-    fn say(&mut self, text: &str) {
-        self.stream.write_all(text.as_bytes()).unwrap();
-    }
-
-    fn start_stream(&mut self) {
-        self.say("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n");
-    }
-
-    fn event(&mut self, data: &str) {
-        let event = format!("data: {data}\n\n");
-        self.say(&format!("{:x}\r\n{event}\r\n", event.len()));
-    }
-
-    fn token(&mut self, text: &str) {
-        self.event(&json!({ "choices": [{ "text": text }] }).to_string());
-    }
-
-    fn end_stream(&mut self) {
-        self.event("[DONE]");
-        self.say("0\r\n\r\n");
-    }
-
-    /// Waits until the peer closes; how long it took.
-    fn closed(&mut self) -> Duration {
-        let start = Instant::now();
-        let mut rest = Vec::new();
-        // A reset is as much an end as a FIN.
-        let _ = self.stream.read_to_end(&mut rest);
-        start.elapsed()
-    }
-}
-
-/// Plays `script` for each connection, in a thread of its own; returns the upstream's address.
-fn upstream(script: impl Fn(Exchange) + Send + Sync + 'static) -> Http {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let script = std::sync::Arc::new(script);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let script = std::sync::Arc::clone(&script);
-            std::thread::spawn(move || {
-                if let Some(exchange) = Exchange::read(stream) {
-                    script(exchange);
-                }
-            });
-        }
-    });
-    Http::new(&address)
-}
-
-fn gateway(upstream: &Http) -> Gateway {
-    Gateway::start(upstream, None, &[]).unwrap()
-}
-
-fn metric(gateway: &Gateway, name: &str) -> f64 {
-    let url = gateway.program.ready_field("metrics").unwrap();
-    Http::new(url.trim_end_matches("/metrics")).metric(name).unwrap()
-}
-
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "still waiting: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use scripted::{Exchange, PATIENCE, gateway, metric, upstream, wait_for};
 
 #[test]
 fn tokens_stream_through_one_by_one() {
@@ -285,7 +195,8 @@ fn hints_tell_the_phases_in_order() {
         .map(|l| serde_json::from_str::<serde_json::Value>(&l.unwrap()).unwrap())
         .inspect(|hint| assert!(hint["request"].as_u64().is_some(), "{hint}"))
         .map(|hint| hint["hint"].as_str().unwrap().to_owned())
-        .take(5)
+        .take(6)
         .collect();
-    assert_eq!(names, ["admitted", "prefill_started", "first_token", "progress", "finished"]);
+    // The second token's progress tells that the request decodes, the next comes after sixteen.
+    assert_eq!(names, ["admitted", "prefill_started", "first_token", "progress", "progress", "finished"]);
 }

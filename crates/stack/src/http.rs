@@ -11,6 +11,7 @@ use serde_json::Value;
 pub struct Http {
     base: String,
     agent: ureq::Agent,
+    headers: Vec<(String, String)>,
 }
 
 /// One event of a completion stream.
@@ -42,7 +43,15 @@ impl Http {
             .timeout_connect(Some(Duration::from_secs(5)))
             .max_idle_connections(0)
             .build();
-        Self { base, agent: config.into() }
+        Self { base, agent: config.into(), headers: Vec::new() }
+    }
+
+    /// The same API, every request with this header too.
+    #[must_use]
+    pub fn with_header(&self, name: &str, value: &str) -> Self {
+        let mut with = self.clone();
+        with.headers.push((name.to_owned(), value.to_owned()));
+        with
     }
 
     /// `http://host:port`.
@@ -98,13 +107,17 @@ impl Http {
     /// # Errors
     /// On no connection.
     pub fn send(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let mut response = self.run(method, path, body)?;
+        Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
+    }
+
+    fn run(&self, method: &str, path: &str, body: &str) -> Result<ureq::http::Response<ureq::Body>> {
         let request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
-            .header("content-type", "application/json")
-            .body(body.to_owned())?;
-        let mut response = self.agent.run(request).with_context(|| format!("{method} {path}"))?;
-        Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
+            .header("content-type", "application/json");
+        let request = self.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        self.agent.run(request.body(body.to_owned())?).with_context(|| format!("{method} {path}"))
     }
 
     /// Posts JSON; JSON of the answer.
@@ -126,12 +139,7 @@ impl Http {
     pub fn stream(&self, path: &str, body: &Value) -> Result<Completion> {
         let mut body = body.clone();
         body["stream"] = Value::Bool(true);
-        let mut response = self
-            .agent
-            .post(format!("{}{path}", self.base))
-            .header("content-type", "application/json")
-            .send(body.to_string())
-            .with_context(|| format!("POST {path}"))?;
+        let mut response = self.run("POST", path, &body.to_string())?;
         if !response.status().is_success() {
             bail!("POST {path}: HTTP {}: {}", response.status(), response.body_mut().read_to_string()?);
         }

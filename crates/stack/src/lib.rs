@@ -89,6 +89,14 @@ impl Engine {
     /// # Errors
     /// If it does not become ready; the error carries what it wrote.
     pub fn start(via: &Via<'_>, hints: Option<&Path>, args: &[&str]) -> Result<Self> {
+        Self::start_with(via, hints, args, &[])
+    }
+
+    /// Like [`start`](Self::start), with environment variables of its own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(via: &Via<'_>, hints: Option<&Path>, args: &[&str], variables: &[(&str, &Path)]) -> Result<Self> {
         let mut command = std::process::Command::new(program_path("vnpu")?);
         command.arg("run");
         match via {
@@ -99,6 +107,7 @@ impl Engine {
             command.arg("--hints").arg(hints);
         }
         command.arg("--").arg(program_path("engine")?).args(["--host", "127.0.0.1", "--port", "0"]).args(args);
+        command.envs(variables.iter().copied());
         let program = Program::start("engine", command)?;
         let url = program.ready_url()?;
         Ok(Self { program, http: Http::new(&url), hints: hints.map(Path::to_owned) })
@@ -119,17 +128,37 @@ impl Gateway {
     /// # Errors
     /// If it does not become ready; the error carries what it wrote.
     pub fn start(upstream: &Http, hints: Option<&Path>, args: &[&str]) -> Result<Self> {
-        let mut command = std::process::Command::new(program_path("gateway")?);
-        command.args(["--listen", "127.0.0.1:0", "--upstream", upstream.authority()]);
+        let mut own = vec!["--upstream", upstream.authority()];
         if let Some(hints) = hints {
-            command.arg("--hints").arg(hints);
+            own.extend(["--hints", hints.to_str().context("the hint listener's path is not text")?]);
         }
-        let program = Program::start("gateway", {
-            command.args(args);
-            command
-        })?;
+        Self::run(&[&own, args].concat())
+    }
+
+    /// Starts a gateway on a free port with the configuration file at `config`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn configured(config: &Path, args: &[&str]) -> Result<Self> {
+        let config = config.to_str().context("the configuration's path is not text")?;
+        Self::run(&[&["--config", config], args].concat())
+    }
+
+    fn run(args: &[&str]) -> Result<Self> {
+        let mut command = std::process::Command::new(program_path("gateway")?);
+        command.args(["--listen", "127.0.0.1:0"]).args(args);
+        let program = Program::start("gateway", command)?;
         let url = program.ready_url()?;
         Ok(Self { program, http: Http::new(&url) })
+    }
+
+    /// Its admin API.
+    ///
+    /// # Errors
+    /// If the ready line has none.
+    pub fn admin(&self) -> Result<Http> {
+        let url = self.program.ready_field("admin").context("the gateway's ready line has no admin=")?;
+        Ok(Http::new(&url))
     }
 }
 

@@ -1,0 +1,384 @@
+//! What the gateway is told: flags for the simple case, a TOML file for the rest.
+//!
+//! Every field has a default, so a file says only what differs. A field that does not exist is an error with its line:
+//! a limit that is silently not set is worse than a gateway that does not start.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use admission::{BANDS, Capacity, ENGINES_MAX, Quota, TENANTS_MAX, TenantLimits};
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use crate::quirks::Kind;
+
+/// The file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Engines.
+    pub engines: Vec<Engine>,
+    /// The queue in front of them.
+    pub queue: Queue,
+    /// Bounds on every wait.
+    pub timeouts: Timeouts,
+    /// Largest request body, bytes.
+    pub body_bytes_max: usize,
+    /// Engine paths beside the API's own that are passed through: exact, or a beginning that ends in `*`.
+    pub pass_through: Vec<String>,
+    /// Times that a request is tried on another engine before its answer has begun.
+    pub retries: u32,
+    /// Kinds of tenants.
+    pub tiers: HashMap<String, Tier>,
+    /// Who may use the gateway. Without any, everyone may and is one tenant.
+    pub tenants: Vec<Tenant>,
+}
+
+/// One engine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Name in metrics and answers; its address if left out.
+    #[serde(default)]
+    pub name: String,
+    /// `host:port`.
+    pub address: String,
+    /// What it is: decides how it is asked.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Environment variable that holds the key which the engine wants.
+    pub api_key_env: Option<String>,
+    /// Prompt tokens between admission and first token.
+    #[serde(default = "prefill_tokens")]
+    pub prefill_tokens: u64,
+    /// Sequences running.
+    #[serde(default = "sequences")]
+    pub sequences: u64,
+    /// KV cache, tokens; what the engine says if left out, and unlimited if it says nothing.
+    pub kv_tokens: Option<u64>,
+    /// Longest sequence, tokens; what the engine says if left out.
+    pub context_tokens: Option<u64>,
+}
+
+/// Prefill work enough that a batch is never short of it, little enough that a new request is not behind seconds of it.
+fn prefill_tokens() -> u64 {
+    65_536
+}
+
+/// vLLM's default batch.
+fn sequences() -> u64 {
+    256
+}
+
+/// Bounds of the queue.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Queue {
+    /// Requests.
+    pub requests: usize,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Longest wait, milliseconds; a client may ask for less.
+    pub wait_max_ms: u64,
+    /// Tokens of output reserved for a request that sets no limit.
+    pub output_tokens_default: u64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { requests: 4096, bytes: 1 << 30, wait_max_ms: 60_000, output_tokens_default: 256 }
+    }
+}
+
+/// Bounds on waits, milliseconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Until the engine accepts a connection.
+    pub connect_ms: u64,
+    /// From sending until the first token, or the whole answer of a request that is not streamed.
+    pub first_token_ms: u64,
+    /// Between two pieces of an answer.
+    pub inter_token_ms: u64,
+    /// For everything after admission.
+    pub total_ms: u64,
+    /// Silence towards a streaming client after which it gets a comment; 0 is never.
+    pub keep_alive_ms: u64,
+    /// For running answers after a signal to stop.
+    pub drain_ms: u64,
+    /// Between two looks at an engine's health.
+    pub health_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect_ms: 5_000,
+            first_token_ms: 600_000,
+            inter_token_ms: 120_000,
+            total_ms: 3_600_000,
+            // Load balancers commonly close what is silent for 60 s, some for 30.
+            keep_alive_ms: 15_000,
+            drain_ms: 300_000,
+            health_ms: 2_000,
+        }
+    }
+}
+
+impl Timeouts {
+    /// Of a field in milliseconds.
+    pub fn of(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+}
+
+/// What tenants of one kind may have.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tier {
+    /// Share of the engines' tokens against other tenants that wait.
+    pub weight: u32,
+    /// Priority band, 0 to 3; requests may ask for less.
+    pub band: usize,
+    /// Sequences at a time.
+    pub sequences: Option<u64>,
+    /// Requests a minute.
+    pub requests_per_minute: Option<u64>,
+    /// Tokens a minute, prompt and output.
+    pub tokens_per_minute: Option<u64>,
+    /// Tokens a day.
+    pub tokens_per_day: Option<u64>,
+}
+
+impl Default for Tier {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            band: 1,
+            sequences: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            tokens_per_day: None,
+        }
+    }
+}
+
+impl Tier {
+    /// For the admission queue.
+    pub fn limits(&self) -> TenantLimits {
+        TenantLimits { weight: self.weight, sequences: self.sequences.unwrap_or(u64::MAX) }
+    }
+
+    /// For the meter.
+    pub fn quota(&self) -> Quota {
+        Quota {
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            tokens_per_day: self.tokens_per_day,
+        }
+    }
+}
+
+/// One tenant.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// Name in metrics, logs and hints.
+    pub name: String,
+    /// Its tier.
+    pub tier: Option<String>,
+    /// SHA-256 of its keys, in hexadecimal: keys themselves are not kept.
+    #[serde(default)]
+    pub key_sha256: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            engines: Vec::new(),
+            queue: Queue::default(),
+            timeouts: Timeouts::default(),
+            body_bytes_max: 64 << 20,
+            pass_through: Vec::new(),
+            retries: 1,
+            tiers: HashMap::new(),
+            tenants: Vec::new(),
+        }
+    }
+}
+
+impl Engine {
+    /// An engine of which only the address is known.
+    pub fn at(address: &str) -> Self {
+        Self {
+            name: address.to_owned(),
+            address: address.to_owned(),
+            kind: Kind::default(),
+            api_key_env: None,
+            prefill_tokens: prefill_tokens(),
+            sequences: sequences(),
+            kv_tokens: None,
+            context_tokens: None,
+        }
+    }
+
+    /// Its limits, before it has said anything itself.
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            prefill_tokens: self.prefill_tokens,
+            sequences: self.sequences,
+            kv_tokens: self.kv_tokens.unwrap_or(u64::MAX),
+            context_tokens: self.context_tokens.unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Config {
+    /// Everything admitted, everything passed through: what a lone engine's sidecar does without a file.
+    pub fn sidecar(upstreams: &[String]) -> Self {
+        Self {
+            engines: upstreams.iter().map(|u| Engine::at(u)).collect(),
+            pass_through: vec!["*".to_owned()],
+            ..Self::default()
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// What is wrong and in which line.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{}: not a valid configuration", path.display()))
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// What is wrong, and the line where the format can tell.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let mut config: Self = toml::from_str(text)?;
+        for engine in &mut config.engines {
+            if engine.name.is_empty() {
+                engine.name.clone_from(&engine.address);
+            }
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.engines.is_empty(), "no engine: add one as [[engines]] with its `address`");
+        ensure!(self.engines.len() <= ENGINES_MAX, "{} engines; at most {ENGINES_MAX}", self.engines.len());
+        ensure!(self.tenants.len() < TENANTS_MAX, "{} tenants; below {TENANTS_MAX}", self.tenants.len());
+        let mut names = HashSet::new();
+        for engine in &self.engines {
+            ensure!(names.insert(&engine.name), "two engines are called `{}`; give each a `name`", engine.name);
+        }
+        for (name, tier) in &self.tiers {
+            ensure!(tier.weight >= 1, "tier `{name}`: weight is 0; the least is 1");
+            ensure!(tier.band < BANDS, "tier `{name}`: band {}; bands are 0 to {}", tier.band, BANDS - 1);
+        }
+        let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+        for tenant in &self.tenants {
+            ensure!(names.insert(&tenant.name), "two tenants are called `{}`", tenant.name);
+            ensure!(tenant.name.len() <= wire::TENANT_BYTES_MAX, "tenant `{}`: its name is too long", tenant.name);
+            if let Some(tier) = tenant.tier.as_ref().filter(|t| !self.tiers.contains_key(*t)) {
+                bail!("tenant `{}`: there is no tier `{tier}`", tenant.name);
+            }
+            for key in &tenant.key_sha256 {
+                let fine = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
+                ensure!(fine, "tenant `{}`: `{key}` is no SHA-256; print one with `gateway key`", tenant.name);
+                ensure!(keys.insert(key.to_ascii_lowercase()), "tenant `{}`: a key is used twice", tenant.name);
+            }
+        }
+        let wild = |p: &&String| !p.starts_with('/') && *p != "*";
+        if let Some(path) = self.pass_through.iter().find(wild) {
+            bail!("pass_through `{path}`: a path begins with `/`; `*` alone is every path");
+        }
+        Ok(())
+    }
+
+    /// Tier of a tenant; the default one without a name.
+    pub fn tier(&self, tenant: &Tenant) -> Tier {
+        tenant.tier.as_ref().and_then(|t| self.tiers.get(t)).copied().unwrap_or_default()
+    }
+
+    /// Whether a path that is none of the API's own may be passed through.
+    pub fn passes(&self, path: &str) -> bool {
+        self.pass_through.iter().any(|allowed| match allowed.strip_suffix('*') {
+            Some(beginning) => path.starts_with(beginning),
+            None => path == allowed,
+        })
+    }
+}
+
+/// Where the configuration comes from.
+pub fn load(file: Option<&PathBuf>, upstreams: &[String]) -> anyhow::Result<Config> {
+    match (file, upstreams) {
+        (Some(path), []) => Config::read(path),
+        (None, []) => bail!("no engine: pass --upstream host:port or --config FILE"),
+        (Some(_), _) => bail!("--config and --upstream together: name the engines in the file"),
+        (None, upstreams) => {
+            let config = Config::sidecar(upstreams);
+            config.check()?;
+            Ok(config)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_says_only_what_differs() {
+        let config = Config::parse(
+            r#"
+            pass_through = ["/v1/rerank", "/v1/audio/*"]
+            [[engines]]
+            address = "127.0.0.1:8000"
+            kind = "vllm-ascend"
+            [tiers.gold]
+            weight = 4
+            tokens_per_minute = 60000
+            [[tenants]]
+            name = "blue"
+            tier = "gold"
+            key_sha256 = ["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.engines[0].name, "127.0.0.1:8000");
+        assert_eq!((config.body_bytes_max, config.queue.requests), (64 << 20, 4096));
+        assert_eq!(config.tier(&config.tenants[0]).weight, 4);
+        for (path, passes) in
+            [("/v1/rerank", true), ("/v1/rerank/x", false), ("/v1/audio/speech", true), ("/metrics", false)]
+        {
+            assert_eq!(config.passes(path), passes, "{path}");
+        }
+        assert!(Config::sidecar(&["x:1".into()]).passes("/anything"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let engine = "[[engines]]\naddress = \"a:1\"\n";
+        for (text, words) in [
+            (String::new(), &["[[engines]]"][..]),
+            (format!("{engine}prefil_tokens = 3\n"), &["line 3", "prefil_tokens"]),
+            (format!("{engine}kind = \"vlm\"\n"), &["line 3", "vlm", "vllm"]),
+            (format!("{engine}{engine}"), &["a:1", "name"]),
+            (format!("{engine}[queue]\nrequests = \"many\"\n"), &["line 4", "requests"]),
+            (format!("{engine}[tiers.x]\nband = 9\n"), &["band 9", "0 to 3"]),
+            (format!("{engine}[[tenants]]\nname = \"t\"\ntier = \"none\"\n"), &["tenant `t`", "none"]),
+            (format!("{engine}[[tenants]]\nname = \"t\"\nkey_sha256 = [\"sk-secret\"]\n"), &["gateway key"]),
+            (format!("pass_through = [\"v1\"]\n{engine}"), &["pass_through", "v1"]),
+        ] {
+            let error = format!("{:#}", Config::parse(&text).unwrap_err());
+            for word in words {
+                assert!(error.contains(word), "no `{word}` in: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! One attempt at an engine: connect, send, pass the answer on.
+//!
+//! Between any two steps the client is watched too, so that a client that leaves, even while the engine is silent in
+//! prefill or does not yet accept the connection, closes the engine's connection at once, and the engine aborts the request.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use openai::usage_of_answer;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use crate::engines::Engine;
+use crate::error::Failure;
+use crate::events::Events;
+use crate::gateway::Gateway;
+use crate::reply::{Interrupted, Reply};
+use crate::timers::Timers;
+use crate::tracked::Tracked;
+
+/// How long an idle connection to an engine is kept.
+pub const IDLE_MAX: Duration = Duration::from_secs(30);
+/// Headers that concern one connection only and are not passed on.
+const HOP_HEADERS: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "expect",
+];
+/// Answers up to here are read for the usage they carry. Embeddings of a large batch are below it.
+const ANSWER_READ_MAX: usize = 16 << 20;
+/// Most of an engine's error that is shown inside a stream.
+const ERROR_READ_MAX: usize = 64 << 10;
+
+/// Why an exchange stopped before its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The client has left; nothing more can be said.
+    ClientLeft,
+    /// No connection to the engine.
+    NotReached,
+    /// The engine broke off before anything of an answer came; `stale` if over a connection that had been idle.
+    BeforeAnswer {
+        /// The connection came from the pool, and the engine may have closed it before it saw the request.
+        stale: bool,
+    },
+    /// The answer cannot be completed.
+    Failed(Failure),
+}
+
+impl From<Interrupted> for Stop {
+    fn from(why: Interrupted) -> Self {
+        match why {
+            Interrupted::ClientLeft => Self::ClientLeft,
+            Interrupted::Silent(what) => Self::Failed(Failure::EngineSilent(what)),
+        }
+    }
+}
+
+/// A request as it goes to engines.
+pub struct Outgoing<'a> {
+    /// The client's head.
+    pub head: &'a RequestHeader,
+    /// The body, in pieces.
+    pub body: Vec<Bytes>,
+    /// Usage was asked for by us and is none of the client's business.
+    pub hide_usage: bool,
+}
+
+impl Gateway {
+    /// Sends a request to `engine` and passes the answer on. True if the answer was a success and whole.
+    ///
+    /// # Errors
+    /// Why it stopped.
+    pub async fn exchange(
+        &self,
+        engine: &Engine,
+        request: &Outgoing<'_>,
+        reply: &mut Reply<'_>,
+        timers: &mut Timers,
+        mut tracked: Option<&mut Tracked<'_>>,
+    ) -> Result<bool, Stop> {
+        let connected = reply.attend(self.connector.get_http_session(&engine.peer), timers).await?;
+        let Ok((mut session, reused)) = connected else { return Err(Stop::NotReached) };
+        if let Some(tracked) = &mut tracked {
+            tracked.sent();
+        }
+        let sent = reply.attend(self.send(&mut session, engine, request, tracked.is_some()), timers).await;
+        let result = match sent {
+            Ok(Ok(())) => relay(&mut session, request, reply, timers, tracked).await,
+            Ok(Err(_)) => Err(Stop::BeforeAnswer { stale: reused }),
+            Err(why) => Err(why.into()),
+        };
+        match result {
+            Ok(whole) => {
+                self.connector.release_http_session(session, &engine.peer, Some(IDLE_MAX)).await;
+                Ok(whole)
+            }
+            Err(stop) => {
+                // Closing the connection is what tells the engine to abort the request.
+                session.shutdown().await;
+                Err(stop)
+            }
+        }
+    }
+
+    /// Sends head and body, and waits for the head of the answer.
+    async fn send(
+        &self,
+        session: &mut HttpSession,
+        engine: &Engine,
+        request: &Outgoing<'_>,
+        tracked: bool,
+    ) -> Result<(), pingora_core::BError> {
+        let head = self.engine_head(engine, request, tracked);
+        session.write_request_header(Box::new(head)).await?;
+        let mut written = Ok(());
+        for (i, piece) in request.body.iter().enumerate() {
+            let last = i + 1 == request.body.len();
+            written = session.write_request_body(piece.clone(), last).await;
+            if written.is_err() {
+                break;
+            }
+        }
+        if written.is_ok() {
+            session.finish_request_body().await?;
+        }
+        // An engine may refuse a body that it does not read to the end: its answer counts, if it sent one.
+        session.read_response_header().await?;
+        Ok(())
+    }
+
+    /// The head as the engine gets it: the client's, with our framing and, where it has one, the engine's own key.
+    fn engine_head(&self, engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> RequestHeader {
+        let mut head = request.head.clone();
+        for name in HOP_HEADERS {
+            head.remove_header(name);
+        }
+        head.set_version(http::Version::HTTP_11);
+        // Names and values below are plain ASCII and always valid.
+        let _ = head.insert_header("host", &engine.config.address);
+        let body_len: usize = request.body.iter().map(Bytes::len).sum();
+        head.remove_header("content-length");
+        let announced = request.head.headers.contains_key("content-length");
+        if body_len > 0 || announced || request.head.headers.contains_key("transfer-encoding") {
+            let _ = head.insert_header("content-length", body_len.to_string());
+        }
+        if self.tenants.keyed() {
+            head.remove_header("authorization");
+        }
+        if let Some(authorization) = &engine.authorization {
+            let _ = head.insert_header("authorization", authorization.clone());
+        }
+        if tracked {
+            // Compressed events could not be followed.
+            let _ = head.insert_header("accept-encoding", "identity");
+        }
+        head
+    }
+}
+
+/// Passes the answer on. True if it was a success and whole.
+async fn relay(
+    session: &mut HttpSession,
+    request: &Outgoing<'_>,
+    reply: &mut Reply<'_>,
+    timers: &mut Timers,
+    mut tracked: Option<&mut Tracked<'_>>,
+) -> Result<bool, Stop> {
+    let Some(head) = session.response_header() else { return Err(Stop::BeforeAnswer { stale: false }) };
+    let success = head.status.is_success();
+    let events = head.headers.get("content-type").is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    let head = answer_head(head, events);
+    if let Some(tracked) = &mut tracked {
+        tracked.status = head.status.as_u16();
+    }
+    if reply.begun() && !events {
+        let words = read_error(session, reply, timers).await?;
+        return Err(Stop::Failed(Failure::EngineRefused(words)));
+    }
+    if !reply.begun() {
+        reply.begin(head).await.map_err(|_| Stop::ClientLeft)?;
+    }
+    timers.spoke(Instant::now());
+    match tracked {
+        Some(tracked) if events => relay_events(session, request, reply, timers, tracked, success).await,
+        _ => relay_plain(session, reply, timers, tracked, success).await,
+    }
+}
+
+/// A head as the client gets it.
+fn answer_head(head: &ResponseHeader, events: bool) -> ResponseHeader {
+    let mut answer = head.clone();
+    for name in HOP_HEADERS {
+        answer.remove_header(name);
+    }
+    if events {
+        // What is hidden or added changes the length.
+        answer.remove_header("content-length");
+        let _ = answer.insert_header("x-accel-buffering", "no");
+    }
+    answer
+}
+
+async fn relay_events(
+    session: &mut HttpSession,
+    request: &Outgoing<'_>,
+    reply: &mut Reply<'_>,
+    timers: &mut Timers,
+    tracked: &mut Tracked<'_>,
+    success: bool,
+) -> Result<bool, Stop> {
+    let mut events = Events::new(request.hide_usage);
+    let (mut done, mut error) = (false, false);
+    loop {
+        let piece = reply.attend(session.read_response_body(), timers).await;
+        tracked.usage = events.usage().or(tracked.usage);
+        let lost = |_| Stop::Failed(Failure::EngineLost);
+        let Some(piece) = piece?.map_err(lost)? else { break };
+        let mut out = Vec::with_capacity(piece.len());
+        let seen = events.feed(&piece, &mut out).map_err(|_| Stop::Failed(Failure::EngineFailed))?;
+        tracked.usage = events.usage().or(tracked.usage);
+        done |= seen.done;
+        error |= seen.error;
+        tracked.tokens(seen.tokens);
+        let now = Instant::now();
+        if seen.tokens > 0 {
+            timers.heard(now);
+        }
+        if !out.is_empty() {
+            reply.write(out.into()).await.map_err(|_| Stop::ClientLeft)?;
+            timers.spoke(now);
+        }
+    }
+    // A stream may end early with all its framing in order: only the engine's own error or [DONE] ends it well.
+    if !session.response_done() || (success && !done && !error) {
+        return Err(Stop::Failed(Failure::EngineLost));
+    }
+    reply.finish().await.map_err(|_| Stop::ClientLeft)?;
+    Ok(success && !error)
+}
+
+async fn relay_plain(
+    session: &mut HttpSession,
+    reply: &mut Reply<'_>,
+    timers: &mut Timers,
+    tracked: Option<&mut Tracked<'_>>,
+    success: bool,
+) -> Result<bool, Stop> {
+    let mut read = Vec::new();
+    let mut readable = tracked.is_some() && success;
+    loop {
+        let piece = reply.attend(session.read_response_body(), timers).await?;
+        let Some(piece) = piece.map_err(|_| Stop::Failed(Failure::EngineLost))? else { break };
+        timers.heard(Instant::now());
+        readable &= read.len() + piece.len() <= ANSWER_READ_MAX;
+        if readable {
+            read.extend_from_slice(&piece);
+        }
+        reply.write(piece).await.map_err(|_| Stop::ClientLeft)?;
+    }
+    if !session.response_done() {
+        return Err(Stop::Failed(Failure::EngineLost));
+    }
+    if let Some(tracked) = tracked.filter(|_| success) {
+        tracked.whole_answer(if readable { usage_of_answer(&read) } else { None });
+    }
+    reply.finish().await.map_err(|_| Stop::ClientLeft)?;
+    Ok(success)
+}
+
+/// The beginning of an error that came too late for its status.
+async fn read_error(session: &mut HttpSession, reply: &mut Reply<'_>, timers: &mut Timers) -> Result<Bytes, Stop> {
+    let mut words = Vec::new();
+    while words.len() < ERROR_READ_MAX {
+        match reply.attend(session.read_response_body(), timers).await? {
+            Ok(Some(piece)) => words.extend_from_slice(&piece),
+            _ => break,
+        }
+    }
+    words.truncate(ERROR_READ_MAX);
+    Ok(words.into())
+}

@@ -1,0 +1,163 @@
+//! What all requests share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use admission::{Estimate, Estimator, QueueLimits};
+use parking_lot::Mutex;
+use pingora_core::connectors::http::Connector;
+
+use crate::access_log::AccessLog;
+use crate::admit::Admitter;
+use crate::config::Config;
+use crate::engines::{self, Engine};
+use crate::hints::Hints;
+use crate::identity::Tenants;
+use crate::metrics::{EngineLabel, Metrics, ModelLabel};
+use crate::wants::Wants;
+
+/// The gateway.
+pub struct Gateway {
+    /// What it was told.
+    pub config: Config,
+    /// Engines.
+    pub engines: Vec<Engine>,
+    /// Who goes where and when.
+    pub admitter: Arc<Admitter>,
+    /// Who may ask.
+    pub tenants: Tenants,
+    /// Connections to engines.
+    pub connector: Connector,
+    /// Objectives of requests that bring none.
+    pub objectives: Wants,
+    /// Clients' own wishes count.
+    pub trusting: bool,
+    /// To the scheduler.
+    pub hints: Hints,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// A line for each request.
+    pub access_log: Option<AccessLog>,
+    estimator: Mutex<Estimator>,
+    first_request: u64,
+    next_request: AtomicU64,
+    next_name: AtomicU64,
+    in_flight: AtomicI64,
+    stopping: AtomicBool,
+}
+
+impl Gateway {
+    /// In front of the configured engines.
+    ///
+    /// # Errors
+    /// If an engine's address does not resolve or its key is missing.
+    pub fn new(
+        config: Config,
+        (objectives, trusting): (Wants, bool),
+        hints: Hints,
+        metrics: Arc<Metrics>,
+        access_log: Option<AccessLog>,
+    ) -> anyhow::Result<Self> {
+        let engines = engines::of(&config)?;
+        let tenants = Tenants::new(&config);
+        let limits = QueueLimits { requests: config.queue.requests, bytes: config.queue.bytes };
+        let capacities: Vec<_> = config.engines.iter().map(|e| e.capacity()).collect();
+        let shares: Vec<_> = tenants.all().iter().map(|t| t.tier.limits()).collect();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
+        let admitter = Arc::new(Admitter::new(limits, &capacities, &shares, since_epoch));
+        Ok(Self {
+            config,
+            engines,
+            admitter,
+            tenants,
+            connector: Connector::new(None),
+            objectives,
+            trusting,
+            hints,
+            metrics,
+            access_log,
+            estimator: Mutex::default(),
+            // Two gateways in a row must not use the same numbers towards one interposer.
+            first_request: since_epoch,
+            next_request: AtomicU64::new(since_epoch),
+            next_name: AtomicU64::new(0),
+            in_flight: AtomicI64::new(0),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// A number for a request.
+    pub fn next_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A name for a request that brought none.
+    pub fn request_name(&self) -> String {
+        format!("gw-{:x}-{:x}", self.first_request, self.next_name.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Requests being served now.
+    pub fn in_flight(&self) -> i64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// One more, until the value is dropped.
+    pub fn enter(&self) -> InFlight<'_> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(&self.in_flight)
+    }
+
+    /// It ends when the requests that run have: not ready for more.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether requests are welcome: not stopping, and an engine to send them to.
+    pub fn is_ready(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed) && self.engines.iter().any(Engine::is_open)
+    }
+
+    /// What is known of a model's tokens.
+    pub fn estimate(&self, model: &str) -> Estimate {
+        self.estimator.lock().of(model)
+    }
+
+    /// An engine counted a prompt's tokens.
+    pub fn learn(&self, model: &str, text_bytes: u64, tokens: u64) {
+        self.estimator.lock().learn(model, text_bytes, tokens);
+    }
+
+    /// The metrics page, states that are not counted as they happen read now.
+    pub fn metrics_page(&self) -> String {
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let m = &self.metrics;
+        let (requests, bytes, running) = self.admitter.load();
+        m.queue_requests.set(signed(requests as u64));
+        m.queue_bytes.set(signed(bytes));
+        m.admitted.set(signed(running as u64));
+        for engine in &self.engines {
+            let label = EngineLabel { engine: engine.config.name.clone() };
+            let ledger = self.admitter.ledger(engine.index);
+            m.engine_open.get_or_create(&label).set(i64::from(engine.is_open()));
+            m.engine_prefill_tokens.get_or_create(&label).set(signed(ledger.prefill_tokens));
+            m.engine_sequences.get_or_create(&label).set(signed(ledger.sequences));
+            m.engine_kv_tokens.get_or_create(&label).set(signed(ledger.kv_tokens));
+        }
+        for (model, estimate) in self.estimator.lock().all() {
+            let label = ModelLabel { model: model.to_owned() };
+            m.bytes_per_token.get_or_create(&label).set(estimate.bytes_per_token);
+            m.estimate_error.get_or_create(&label).set(estimate.error);
+        }
+        m.page()
+    }
+}
+
+/// A request being served.
+pub struct InFlight<'a>(&'a AtomicI64);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,131 @@
+//! Who asks: API keys to tenants.
+//!
+//! Only hashes of keys are kept. A key is looked up by its hash, so how long the look-up takes says nothing about the keys
+//! that exist. Keys are long and random (`gateway key` makes one), which is why a plain hash is enough.
+
+use std::collections::HashMap;
+
+use admission::{QuotaMeter, TenantIndex};
+use http::HeaderMap;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use crate::config::{Config, Tier};
+
+/// A tenant of the gateway.
+#[derive(Debug)]
+pub struct Tenant {
+    /// Position in admission's table.
+    pub index: TenantIndex,
+    /// Name in metrics, logs and hints; empty for everyone without a key.
+    pub name: String,
+    /// What it may have.
+    pub tier: Tier,
+    /// What it has used.
+    pub meter: Mutex<QuotaMeter>,
+}
+
+/// All tenants.
+#[derive(Debug)]
+pub struct Tenants {
+    by_key: HashMap<[u8; 32], TenantIndex>,
+    tenants: Vec<Tenant>,
+}
+
+impl Tenants {
+    /// Those of a configuration; one for everyone if it names none.
+    pub fn new(config: &Config) -> Self {
+        let tenant = |index, name: &str, tier: Tier| Tenant {
+            index,
+            name: name.to_owned(),
+            tier,
+            meter: Mutex::new(QuotaMeter::new(tier.quota(), 0)),
+        };
+        if config.tenants.is_empty() {
+            let everyone = config.tiers.get("default").copied().unwrap_or_default();
+            return Self { by_key: HashMap::new(), tenants: vec![tenant(0, "", everyone)] };
+        }
+        let mut by_key = HashMap::new();
+        let mut tenants = Vec::new();
+        for (index, given) in config.tenants.iter().enumerate() {
+            by_key.extend(given.key_sha256.iter().filter_map(|hex| Some((unhex(hex)?, index))));
+            tenants.push(tenant(index, &given.name, config.tier(given)));
+        }
+        Self { by_key, tenants }
+    }
+
+    /// Whether clients need a key.
+    pub fn keyed(&self) -> bool {
+        !self.by_key.is_empty() || self.tenants.len() > 1 || !self.tenants[0].name.is_empty()
+    }
+
+    /// Who sent these headers; `None` if a key is needed and there is no valid one.
+    pub fn of(&self, headers: &HeaderMap) -> Option<&Tenant> {
+        if !self.keyed() {
+            return self.tenants.first();
+        }
+        let value = headers.get("authorization")?.as_bytes();
+        let (scheme, key) = value.split_at_checked(7)?;
+        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+            return None;
+        }
+        let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+        self.tenants.get(*self.by_key.get(&hash)?)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Tenant] {
+        &self.tenants
+    }
+}
+
+fn unhex(hex: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A new key and its hash.
+///
+/// # Errors
+/// If the system gives no randomness.
+pub fn new_key() -> anyhow::Result<(String, String)> {
+    use rand::TryRngCore;
+    let mut secret = [0; 32];
+    rand::rngs::OsRng.try_fill_bytes(&mut secret)?;
+    let key = format!("sk-{}", hex(&secret));
+    let hash = hex(&Sha256::digest(key.as_bytes()));
+    Ok((key, hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_known_by_their_hash_only() {
+        let (key, hash) = new_key().unwrap();
+        assert_eq!((key.len(), hash.len()), (67, 64));
+        let text = format!("[[engines]]\naddress = \"a:1\"\n[[tenants]]\nname = \"blue\"\nkey_sha256 = [\"{hash}\"]\n");
+        let tenants = Tenants::new(&Config::parse(&text).unwrap());
+        assert!(!format!("{tenants:?}").contains(&key));
+        let of = |value: &str| {
+            let headers = [(http::header::AUTHORIZATION, value.parse().unwrap())].into_iter().collect();
+            tenants.of(&headers).map(|t| t.name.clone())
+        };
+        assert_eq!(of(&format!("Bearer {key}")).as_deref(), Some("blue"));
+        assert_eq!(of(&format!("bearer  {key}")).as_deref(), Some("blue"));
+        for wrong in [format!("Basic {key}"), format!("Bearer {hash}"), "Bearer".into(), format!("Bearer {key}x")] {
+            assert_eq!(of(&wrong), None, "{wrong}");
+        }
+        assert!(tenants.of(&HeaderMap::new()).is_none());
+        let open = Tenants::new(&Config::sidecar(&["a:1".into()]));
+        assert!(open.of(&HeaderMap::new()).is_some());
+    }
+}

@@ -1,0 +1,207 @@
+//! One admitted request from arrival to end: its phase, hints, lease, quota, usage, metrics and log line.
+//!
+//! Everything that must happen at the end happens when the value is dropped, whatever way the request ends.
+
+use std::time::Instant;
+
+use admission::Served;
+use openai::{Prompt, Usage};
+
+use crate::admit::Lease;
+use crate::gateway::Gateway;
+use crate::identity::Tenant;
+use crate::metrics::TokensLabel;
+use crate::phase::{End, Lifecycle, Phase};
+use crate::request::Summary;
+use crate::wants::Wants;
+
+/// A tracked request.
+pub struct Tracked<'a> {
+    gateway: &'a Gateway,
+    tenant: &'a Tenant,
+    /// Its phase.
+    pub life: Lifecycle,
+    /// What it asks for.
+    pub summary: Summary,
+    wants: Wants,
+    model: String,
+    prompt: Prompt,
+    arrived: Instant,
+    reserved: u64,
+    lease: Option<Lease>,
+    /// Wait in the queue so far, microseconds.
+    pub queued_us: u64,
+    /// The engine's count, once it has sent one.
+    pub usage: Option<Usage>,
+    /// How it ends; a request whose task is dropped has lost its client.
+    pub end: End,
+    /// For the log: what the client sees.
+    pub status: u16,
+    /// For the log: name of the request.
+    pub id: String,
+}
+
+impl<'a> Tracked<'a> {
+    /// A request that has just arrived and reserved so many tokens of its tenant's quota.
+    pub fn new(
+        gateway: &'a Gateway,
+        tenant: &'a Tenant,
+        summary: Summary,
+        wants: Wants,
+        (model, prompt): (String, Prompt),
+        reserved: u64,
+        id: String,
+    ) -> Self {
+        let now = Instant::now();
+        let life = Lifecycle::new(gateway.next_request(), now);
+        gateway.metrics.in_phase(life.phase(), 1);
+        Self {
+            gateway,
+            tenant,
+            life,
+            summary,
+            wants,
+            model,
+            prompt,
+            arrived: now,
+            reserved,
+            lease: None,
+            queued_us: 0,
+            usage: None,
+            end: End::ClientLeft,
+            status: 0,
+            id,
+        }
+    }
+
+    /// It was admitted.
+    pub fn admitted(&mut self, lease: Lease) {
+        self.queued_us += lease.waited_us;
+        self.gateway.metrics.queue_s.observe(lease.waited_us as f64 / 1e6);
+        self.lease = Some(lease);
+    }
+
+    /// It goes back into the queue: its engine failed before it answered.
+    pub fn give_back(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.served = Some(Served::default());
+        }
+        self.lease = None;
+    }
+
+    /// It is written to an engine now.
+    pub fn sent(&mut self) {
+        if self.life.phase() == Phase::Queued {
+            self.shift(|t| {
+                for hint in t.life.sent(&t.summary, &t.wants) {
+                    t.gateway.hints.send(hint);
+                }
+            });
+            self.gateway.metrics.prompt_tokens.inc_by(u64::from(self.summary.prompt_tokens));
+        }
+    }
+
+    /// Tokens passed by on their way to the client.
+    pub fn tokens(&mut self, count: u32) {
+        if count == 0 {
+            return;
+        }
+        let first = self.life.tokens() == 0;
+        let now = Instant::now();
+        self.shift(|t| t.life.tokens_came(count, now).into_iter().for_each(|hint| t.gateway.hints.send(hint)));
+        self.gateway.metrics.output_tokens.inc_by(u64::from(count));
+        if let Some(lease) = &mut self.lease {
+            lease.first_token();
+            lease.tokens(count);
+        }
+        if let Some(ttft_s) = self.life.ttft_s().filter(|_| first) {
+            self.gateway.metrics.ttft_s.observe(ttft_s);
+        }
+    }
+
+    /// An answer that is not streamed is there whole: what it cost, where it says so.
+    pub fn whole_answer(&mut self, usage: Option<Usage>) {
+        self.usage = usage;
+        let output = usage.map_or(0, |u| u.output_tokens);
+        self.gateway.metrics.output_tokens.inc_by(output);
+    }
+
+    fn shift(&mut self, transition: impl FnOnce(&mut Self)) {
+        let before = self.life.phase();
+        transition(self);
+        let after = self.life.phase();
+        if before != after {
+            self.gateway.metrics.in_phase(before, -1);
+            self.gateway.metrics.in_phase(after, 1);
+        }
+    }
+
+    /// What it cost: the engine's count, else what went by, else nothing.
+    fn cost(&self, reached_engine: bool) -> Usage {
+        self.usage.unwrap_or_else(|| match reached_engine {
+            true => Usage {
+                prompt_tokens: u64::from(self.summary.prompt_tokens),
+                cached_tokens: 0,
+                output_tokens: u64::from(self.life.tokens()),
+            },
+            false => Usage::default(),
+        })
+    }
+}
+
+impl Drop for Tracked<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let gateway = self.gateway;
+        let reached_engine = self.life.phase() != Phase::Queued;
+        // An engine that refused or broke off before a token has computed nothing to pay for.
+        let nothing_came = self.end == End::Failed && self.life.tokens() == 0 && self.usage.is_none();
+        let cost = self.cost(reached_engine && !nothing_came);
+        if let Some(tpot_s) = self.life.tpot_s(now).filter(|_| self.end == End::Finished) {
+            gateway.metrics.tpot_s.observe(tpot_s);
+        }
+        gateway.metrics.duration_s.observe(now.duration_since(self.arrived).as_secs_f64());
+        let end = self.end;
+        self.shift(|t| t.life.ended(end).into_iter().for_each(|hint| t.gateway.hints.send(hint)));
+        gateway.metrics.ended(end);
+
+        let used = cost.prompt_tokens.saturating_add(cost.output_tokens);
+        self.tenant.meter.lock().settle(self.reserved, used, gateway.admitter.now_us());
+        let engine = self.lease.as_ref().map(|l| l.engine);
+        if let Some(lease) = self.lease.as_mut().filter(|_| self.usage.is_some() || nothing_came) {
+            let prompt_tokens = cost.prompt_tokens - cost.cached_tokens;
+            lease.served = Some(Served { prompt_tokens, output_tokens: cost.output_tokens });
+        }
+        self.lease = None;
+        if let Some(usage) = self.usage.filter(|_| self.prompt.tokens == 0 && self.prompt.media == 0) {
+            gateway.learn(&self.model, self.prompt.text_bytes, usage.prompt_tokens);
+        }
+        let kinds = [("input", cost.prompt_tokens), ("cached", cost.cached_tokens), ("output", cost.output_tokens)];
+        for (kind, tokens) in kinds.into_iter().filter(|(_, tokens)| *tokens > 0) {
+            let label = TokensLabel { tenant: self.tenant.name.clone(), kind };
+            gateway.metrics.tokens.get_or_create(&label).inc_by(tokens);
+        }
+        if let Some(log) = &gateway.access_log {
+            log.line(&serde_json::json!({
+                "request": self.id,
+                "tenant": self.tenant.name,
+                "model": self.model,
+                "engine": engine.map(|e| gateway.engines[e].config.name.as_str()),
+                "stream": self.summary.stream,
+                "status": self.status,
+                "end": match end {
+                    End::Finished => "finished",
+                    End::ClientLeft => "client_left",
+                    End::Failed => "failed",
+                },
+                "prompt_tokens": cost.prompt_tokens,
+                "cached_tokens": cost.cached_tokens,
+                "output_tokens": cost.output_tokens,
+                "estimated": self.usage.is_none(),
+                "queue_ms": self.queued_us as f64 / 1e3,
+                "ttft_ms": self.life.ttft_s().map(|s| s * 1e3),
+                "duration_ms": now.duration_since(self.arrived).as_secs_f64() * 1e3,
+            }));
+        }
+    }
+}
