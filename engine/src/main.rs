@@ -96,6 +96,9 @@ struct SchedulingArguments {
     /// Do not split prompts
     #[arg(long, overrides_with = "enable_chunked_prefill")]
     no_enable_chunked_prefill: bool,
+    /// Run decode and pieces of prompts in one step, on one stream
+    #[arg(long)]
+    mixed_batches: bool,
     /// Most tokens of a prefill step [default: 8192]
     #[arg(long, value_name = "N")]
     max_num_batched_tokens: Option<usize>,
@@ -169,6 +172,7 @@ impl Arguments {
         config.device = model.device;
         config.max_model_len = scheduling.max_model_len;
         config.enable_chunked_prefill = scheduling.enable_chunked_prefill;
+        config.mixed_batches = scheduling.mixed_batches;
         replace(&mut config.load_format, &model.load_format);
         replace(&mut config.acl_library, &model.acl_library);
         replace(&mut config.op_library, &model.op_library);

@@ -101,6 +101,8 @@ pub struct EngineConfig {
     pub kv_cache: KvCacheSize,
     /// Whether a prompt may be split over prefill steps.
     pub enable_chunked_prefill: bool,
+    /// Decode and pieces of prompts run in one step on one stream; prompts are split then.
+    pub mixed_batches: bool,
     /// Most tokens of a prefill step. Without chunking, a longer prompt still runs, alone.
     pub max_num_batched_tokens: usize,
     /// Sequences that may be prefilled and parked beyond `max_num_seqs`; 0 starts a prefill only for a free decode slot.
@@ -114,6 +116,11 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// Whether a prompt may be split over steps.
+    pub(super) fn splits_prompts(&self) -> bool {
+        self.enable_chunked_prefill || self.mixed_batches
+    }
+
     /// Defaults, for a model.
     pub fn new(model: ModelSource) -> Self {
         let load_format = match model {
@@ -130,6 +137,7 @@ impl EngineConfig {
             block_size: 128,
             kv_cache: KvCacheSize::MemoryUtilization(0.9),
             enable_chunked_prefill: false,
+            mixed_batches: false,
             max_num_batched_tokens: 8192,
             prefill_ahead: 0,
             max_waiting: 4096,

@@ -20,8 +20,10 @@ pub(super) struct Loaded {
     pub(super) device: Device,
     pub(super) weights: Arc<Weights>,
     pub(super) kv: Arc<KvCache>,
+    /// Of the loop for prefill steps, or for all.
     pub(super) prefill: Forward,
-    pub(super) decode: Forward,
+    /// Of the loop for decode steps, if there are two.
+    pub(super) decode: Option<Forward>,
     pub(super) max_model_len: usize,
     pub(super) max_prefill_seqs: usize,
     pub(super) dummy: bool,
@@ -87,6 +89,9 @@ fn check(config: &EngineConfig) -> anyhow::Result<()> {
             bail!("{name} must be at least 1");
         }
     }
+    if config.mixed_batches && config.max_num_batched_tokens <= config.max_num_seqs {
+        bail!("max_num_batched_tokens must exceed max_num_seqs where both run in one step");
+    }
     if let KvCacheSize::MemoryUtilization(share) = config.kv_cache
         && !(share > 0.0 && share <= 1.0)
     {
@@ -98,6 +103,8 @@ fn check(config: &EngineConfig) -> anyhow::Result<()> {
 /// Sizes of both loops' steps.
 struct Capacities {
     prefill: Capacity,
+    /// Sequences of a step whose prompts it works on.
+    prefill_seqs: usize,
     decode: Capacity,
 }
 
@@ -106,11 +113,13 @@ impl Capacities {
         let table_width = blocks_for(max_model_len, config.block_size);
         let admitted = config.max_num_seqs + config.prefill_ahead;
         let budget = config.max_num_batched_tokens;
-        let tokens = if config.enable_chunked_prefill { budget } else { budget.max(max_model_len) };
+        let tokens = if config.splits_prompts() { budget } else { budget.max(max_model_len) };
         let prefill_seqs = admitted.min(PREFILL_SEQS_MAX);
         let seqs = config.max_num_seqs;
+        let beside = if config.mixed_batches { seqs } else { 0 };
         Self {
-            prefill: Capacity { tokens, sequences: prefill_seqs, rows: prefill_seqs, table_width },
+            prefill: Capacity { tokens, sequences: prefill_seqs + beside, rows: prefill_seqs + beside, table_width },
+            prefill_seqs,
             decode: Capacity { tokens: seqs, sequences: seqs, rows: seqs, table_width },
         }
     }
@@ -126,7 +135,8 @@ pub(super) fn load(config: &EngineConfig) -> anyhow::Result<Loaded> {
         Activations::new(&device, &source.model, item, capacity)
             .with_context(|| format!("allocating buffers for steps of {} tokens", capacity.tokens))
     };
-    let (prefill, decode) = (activations(capacities.prefill)?, activations(capacities.decode)?);
+    let prefill = activations(capacities.prefill)?;
+    let decode = (!config.mixed_batches).then(|| activations(capacities.decode)).transpose()?;
     let blocks = kv_blocks(config, &source, &device)?;
     let dummy = source.checkpoint.is_none();
     let kv = KvCache::new(&device, &source.model, source.dtype, blocks, config.block_size, !dummy)
@@ -135,9 +145,9 @@ pub(super) fn load(config: &EngineConfig) -> anyhow::Result<Loaded> {
     let forward = |activations| Forward::new(&device, weights.clone(), kv.clone(), activations);
     Ok(Loaded {
         prefill: forward(prefill)?,
-        decode: forward(decode)?,
+        decode: decode.map(forward).transpose()?,
         max_model_len: context_that_fits(config, source.max_model_len, blocks)?,
-        max_prefill_seqs: capacities.prefill.sequences,
+        max_prefill_seqs: capacities.prefill_seqs,
         device,
         weights,
         kv,
@@ -215,6 +225,10 @@ mod tests {
             (preset("qwen9"), "qwen2.5-7b"),
             (EngineConfig { load_format: LoadFormat::Auto, ..preset("qwen2.5-7b") }, "dummy"),
             (EngineConfig { max_num_seqs: 0, ..preset("qwen2.5-7b") }, "max_num_seqs"),
+            (
+                EngineConfig { mixed_batches: true, max_num_batched_tokens: 64, ..preset("qwen2.5-7b") },
+                "max_num_batched_tokens",
+            ),
             (EngineConfig { max_model_len: Some(40_000), ..preset("qwen2.5-7b") }, "32768"),
             (EngineConfig { kv_cache: KvCacheSize::MemoryUtilization(1.5), ..preset("qwen2.5-7b") }, "1.5"),
         ] {

@@ -1,11 +1,12 @@
 //! The engine's core: requests in, tokens out.
 //!
 //! [`start`] loads a model and runs it in two loops, one for prefill and one for decode steps, each on its own stream, over
-//! one paged KV cache. [`scheduler`] decides what runs; it is pure. The API layer needs [`EngineHandle`] and the types
+//! one paged KV cache; or in one loop whose steps hold both. [`scheduler`] decides what runs; it is pure. The API layer needs [`EngineHandle`] and the types
 //! around it, nothing else.
 
 mod config;
 pub mod debug;
+mod ground_truth;
 mod live;
 mod load;
 pub mod plan;

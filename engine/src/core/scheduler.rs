@@ -1,7 +1,7 @@
 //! Which sequences run in the next step, and which KV blocks they hold: a pure state machine.
 //!
 //! Two loops drive it, one for prefill steps and one for decode steps, each with at most one step in flight; both call
-//! it under one lock. A sequence moves
+//! it under one lock. Or one loop does, whose steps hold both ([`Scheduler::next_mixed`]). A sequence moves
 //!
 //! ```text
 //!  waiting ──admitted──▶ prefilling ──last prompt token──▶ ready ──slot free──▶ running ──▶ finished
@@ -77,6 +77,12 @@ pub struct StepSequence<P> {
     pub generated: usize,
     /// True if its next token comes out of this step.
     pub output: bool,
+    /// Tokens of its prompt.
+    pub prompt: usize,
+    /// Tokens in the cache after the step.
+    pub context: usize,
+    /// The step works on its prompt, or on all it had before it lost its blocks.
+    pub prefilling: bool,
 }
 
 /// A step: arrays for the device, and whose they are.
@@ -247,10 +253,31 @@ impl<P: Payload> Scheduler<P> {
     /// Fills `step` with the next prefill step; false if there is nothing to prefill now.
     pub fn next_prefill(&mut self, step: &mut Step<P>) -> bool {
         clear(step);
-        let mut budget = self.limits.max_num_batched_tokens;
+        self.add_prompts(step, self.limits.max_num_batched_tokens);
+        self.finish_plan(step)
+    }
+
+    /// Fills `step` with the next decode step; false if no sequence can decode now.
+    pub fn next_decode(&mut self, step: &mut Step<P>) -> bool {
+        clear(step);
+        self.add_decoding(step);
+        self.finish_plan(step)
+    }
+
+    /// Fills `step` with every sequence that decodes and, as far as the token budget goes, pieces of prompts; false if there
+    /// is neither. For one loop that runs all steps, with prompts split ([`Limits::chunked`]).
+    pub fn next_mixed(&mut self, step: &mut Step<P>) -> bool {
+        clear(step);
+        self.add_decoding(step);
+        self.add_prompts(step, self.limits.max_num_batched_tokens.saturating_sub(step.sequences.len()));
+        self.finish_plan(step)
+    }
+
+    fn add_prompts(&mut self, step: &mut Step<P>, mut budget: usize) {
+        let most = step.sequences.len() + self.limits.max_prefill_seqs;
         let started: Vec<SeqId> = self.prefilling.iter().copied().collect();
         for id in started {
-            if budget == 0 || step.sequences.len() == self.limits.max_prefill_seqs {
+            if budget == 0 || step.sequences.len() == most {
                 break;
             }
             let new = self.remaining(id).min(budget);
@@ -260,7 +287,7 @@ impl<P: Payload> Scheduler<P> {
         while let Some(&id) = self.waiting.first() {
             let remaining = self.remaining(id);
             let alone = step.sequences.is_empty() && !self.limits.chunked;
-            if step.sequences.len() == self.limits.max_prefill_seqs
+            if step.sequences.len() == most
                 || budget == 0
                 || (remaining > budget && !self.limits.chunked && !alone)
                 || !self.admit(id)
@@ -271,12 +298,9 @@ impl<P: Payload> Scheduler<P> {
             budget = budget.saturating_sub(new);
             self.add(step, id, new);
         }
-        self.finish_plan(step)
     }
 
-    /// Fills `step` with the next decode step; false if no sequence can decode now.
-    pub fn next_decode(&mut self, step: &mut Step<P>) -> bool {
-        clear(step);
+    fn add_decoding(&mut self, step: &mut Step<P>) {
         while self.running.len() < self.limits.max_num_seqs {
             let Some(id) = self.ready.pop_first() else { break };
             self.running.insert(id);
@@ -289,7 +313,6 @@ impl<P: Payload> Scheduler<P> {
                 self.add(step, id, 1);
             }
         }
-        self.finish_plan(step)
     }
 
     /// Takes the results of a step: one token for each of [`Step::outputs`]. Appends one verdict for each.
@@ -472,8 +495,9 @@ impl<P: Payload> Scheduler<P> {
         if output && sequence.payload.wants_logits(generated) {
             step.plan.logits_rows.push(step.plan.rows.len() as u32 - 1);
         }
-        let payload = sequence.payload.clone();
-        step.sequences.push(StepSequence { id, payload, new, generated, output });
+        let (payload, prompt) = (sequence.payload.clone(), sequence.prompt);
+        let prefilling = sequence.place == Place::Prefilling;
+        step.sequences.push(StepSequence { id, payload, new, generated, output, prompt, context: end, prefilling });
     }
 
     /// Adds the block tables; false for an empty step.

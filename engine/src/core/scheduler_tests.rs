@@ -62,6 +62,32 @@ fn prompts_batch_up_to_the_token_budget_in_arrival_order() {
 }
 
 #[test]
+fn mixed_steps_decode_everybody_and_fill_the_budget_with_pieces_of_prompts() {
+    let limits = Limits { max_num_seqs: 3, chunked: true, max_num_batched_tokens: 8, ..limits() };
+    let mut s = Scheduler::new(limits, 100);
+    let mut step = Step::default();
+    for len in [5, 13, 4] {
+        s.submit(Tag(0), vec![1; len], stop(6));
+    }
+    let mut steps = Vec::new();
+    while s.next_mixed(&mut step) {
+        steps.push(step.sequences.iter().map(|p| (p.id, p.new, p.prefilling)).collect::<Vec<_>>());
+        assert!(step.plan.tokens.len() <= 8);
+        complete(&mut s, &step);
+    }
+    assert_eq!(
+        steps[..4],
+        [
+            vec![(0, 5, true), (1, 3, true)],
+            vec![(0, 1, false), (1, 7, true)],
+            vec![(0, 1, false), (1, 3, true), (2, 4, true)],
+            vec![(0, 1, false), (1, 1, false), (2, 1, false)],
+        ]
+    );
+    assert_eq!(s.counters().finished, 3);
+}
+
+#[test]
 fn a_long_prompt_runs_alone_without_chunking_and_in_pieces_with() {
     for (chunked, want) in [(false, vec![40]), (true, vec![16, 16, 8])] {
         let mut s = Scheduler::new(Limits { chunked, ..limits() }, 100);

@@ -46,7 +46,7 @@ impl Shared {
     /// What the loop of `kind` waits on.
     pub(super) fn signal(&self, kind: Kind) -> &Condvar {
         match kind {
-            Kind::Prefill => &self.prefill,
+            Kind::Prefill | Kind::Mixed => &self.prefill,
             Kind::Decode => &self.decode,
         }
     }
@@ -164,7 +164,7 @@ impl DeviceEngine {
             prefill_ahead: config.prefill_ahead,
             block_size: config.block_size,
             max_num_batched_tokens: config.max_num_batched_tokens,
-            chunked: config.enable_chunked_prefill,
+            chunked: config.splits_prompts(),
             max_prefill_seqs: loaded.max_prefill_seqs,
         };
         let model = &loaded.weights.config;
@@ -192,7 +192,9 @@ impl DeviceEngine {
             max_waiting: config.max_waiting,
         });
         let engine = Self { shared: shared.clone(), threads: Mutex::new(Vec::new()) };
-        for (kind, forward) in [(Kind::Prefill, loaded.prefill), (Kind::Decode, loaded.decode)] {
+        let first = if config.mixed_batches { Kind::Mixed } else { Kind::Prefill };
+        let loops = std::iter::once((first, loaded.prefill)).chain(loaded.decode.map(|d| (Kind::Decode, d)));
+        for (kind, forward) in loops {
             let step_loop = StepLoop::new(kind, shared.clone(), loaded.device.clone(), forward);
             let thread = std::thread::Builder::new().name(kind.thread_name().to_owned());
             engine.threads.lock().push(thread.spawn(move || step_loop.run())?);

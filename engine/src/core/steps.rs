@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{debug, error, warn};
 
 use super::config::Dtype;
+use super::ground_truth::GroundTruth;
 use super::live::Live;
 use super::request::{FailKind, FinishReason, TokenEvent};
 use super::scheduler::{Step, Verdict};
@@ -24,6 +25,8 @@ const IDLE_PROBE: Duration = Duration::from_secs(1);
 pub(super) enum Kind {
     Prefill,
     Decode,
+    /// Both in one.
+    Mixed,
 }
 
 impl Kind {
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Self::Prefill => "engine-prefill",
             Self::Decode => "engine-decode",
+            Self::Mixed => "engine-steps",
         }
     }
 }
@@ -53,6 +57,7 @@ pub(super) struct StepLoop {
     /// One choice for each output of the step.
     choices: Vec<Choice>,
     verdicts: Vec<Verdict>,
+    truth: Option<GroundTruth>,
 }
 
 /// Stops the engine if its loop unwinds: a request must never wait for a loop that is gone.
@@ -77,6 +82,7 @@ impl StepLoop {
             sampler: Sampler::default(),
             choices: Vec::new(),
             verdicts: Vec::new(),
+            truth: GroundTruth::open(kind.thread_name()),
         }
     }
 
@@ -112,6 +118,7 @@ impl StepLoop {
             let some = match self.kind {
                 Kind::Prefill => state.scheduler.next_prefill(&mut self.step),
                 Kind::Decode => state.scheduler.next_decode(&mut self.step),
+                Kind::Mixed => state.scheduler.next_mixed(&mut self.step),
             };
             let preempted = state.scheduler.counters().preemptions - preempted;
             if preempted > 0 {
@@ -131,6 +138,9 @@ impl StepLoop {
     fn execute(&mut self) -> Result<(), AclError> {
         let Self { forward, step, sampler, choices, shared, .. } = self;
         choices.clear();
+        if let Some(truth) = &mut self.truth {
+            truth.step(step);
+        }
         let outputs: Vec<usize> = (0..step.sequences.len()).filter(|&i| step.sequences[i].output).collect();
         let dtype = forward.dtype();
         let (plan, sequences) = (&step.plan, &step.sequences);
@@ -175,19 +185,19 @@ impl StepLoop {
             }
         }
         shared.wake(&state);
-        let deserted = match self.kind {
-            Kind::Prefill => {
-                state.prefill_steps += 1;
-                let deserted = self.send_events();
-                drop(state);
-                deserted
-            }
-            Kind::Decode => {
-                state.decode_steps += 1;
-                state.decode_post_ns += self.forward.last_post().as_nanos() as u64;
-                drop(state);
-                self.send_events()
-            }
+        let decodes = self.step.sequences.iter().any(|s| !s.prefilling);
+        state.prefill_steps += u64::from(self.step.sequences.iter().any(|s| s.prefilling));
+        state.decode_steps += u64::from(decodes);
+        if decodes {
+            state.decode_post_ns += self.forward.last_post().as_nanos() as u64;
+        }
+        let deserted = if self.kind == Kind::Prefill {
+            let deserted = self.send_events();
+            drop(state);
+            deserted
+        } else {
+            drop(state);
+            self.send_events()
         };
         // Requests go with their step, so that what they hold is not kept until the next one.
         self.step.sequences.clear();

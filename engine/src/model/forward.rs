@@ -1,8 +1,9 @@
 //! The forward pass: one step posted as operators on one stream, synchronised once.
 //!
-//! Per step: one copy in (every input array, packed), 5 + 12 operators a layer + 2, one copy out of 4 bytes a row, plus
-//! rows of logits where a request samples on the host. At 28 layers that is 343 operators, of which only the two length
-//! arrays are new descriptors when the shape repeats.
+//! Per step: one copy in (every input array, packed), 4 operators, 11 a layer, 2 for the next tokens and one more where only
+//! some rows need them, one copy out of 4 bytes a row, plus rows of logits where a request samples on the host. At 28 layers
+//! that is 314 operators for decode and 315 for a prompt, of which only the two length arrays are new descriptors when the
+//! shape repeats.
 //!
 //! **Invariant:** [`Forward::run`] returns only after the stream was synchronised, also when posting failed half way, so the
 //! pinned buffers are never touched while a copy may be using them.
