@@ -2,13 +2,18 @@
 //!
 //! `vnpu run` is all it takes to put an unmodified AscendCL application on the interposer: it links the library under the
 //! names that applications load, puts that directory first in `LD_LIBRARY_PATH`, sets the variables and becomes the
-//! command. `vnpu policy` shows and changes how a daemon dispatches. `vnpu ops` and `vnpu functions` list what is supported.
+//! command. `vnpu policy` shows and changes how a daemon dispatches, `vnpu record`,
+//! `vnpu trace` and `vnpu replay` tell what it decided and why, `vnpu top`
+//! watches it. `vnpu ops` and `vnpu functions` list what is supported.
 
+mod admin;
 mod library;
 mod links;
 mod policy;
+mod record;
 mod run;
 mod tables;
+mod top;
 
 use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
@@ -35,6 +40,10 @@ enum Command {
         dir: PathBuf,
     },
     Policy(policy::Policy),
+    Record(record::RecordArgs),
+    Trace(record::TraceArgs),
+    Replay(record::ReplayArgs),
+    Top(top::Top),
     /// List the operators, and which of them the device computes.
     Ops(Listing),
     /// List the C functions, which of them work, and which clients use them.
@@ -56,6 +65,10 @@ fn main() -> ExitCode {
         Command::Run(run) => return run.exec(),
         Command::Libs { dir } => libs(&dir),
         Command::Policy(policy) => policy.run().and_then(|text| print(&text)),
+        Command::Record(record) => record.run().and_then(|text| print(&text)),
+        Command::Trace(trace) => trace.run().and_then(|text| print(&text)),
+        Command::Replay(replay) => replay.run().and_then(|text| print(&text)),
+        Command::Top(top) => top.run(),
         Command::Ops(listing) => print(&tables::operators().render(listing.json, listing.supported)),
         Command::Functions(listing) => library::find()
             .and_then(|path| tables::functions(&path))

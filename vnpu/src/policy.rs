@@ -6,12 +6,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-/// The daemon answers within a second or says that it cannot.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::admin::Admin;
 
 /// Show or change the dispatch policy of a running daemon.
 #[derive(Debug, Args)]
@@ -44,19 +43,11 @@ impl Policy {
     /// # Errors
     /// No daemon, or its refusal in its own words.
     pub fn run(self) -> Result<String> {
-        let url = format!("http://{}/v1/policy", self.admin);
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
-        let agent: ureq::Agent = config.build().into();
-        let (answer, json) = match self.command.unwrap_or(Command::Show { json: false }) {
-            Command::Show { json } => (agent.get(&url).call(), json),
-            Command::Set { policy } => (agent.put(&url).content_type("text/plain").send(policy), false),
+        let admin = Admin::new(self.admin, Duration::ZERO);
+        let (body, json) = match self.command.unwrap_or(Command::Show { json: false }) {
+            Command::Show { json } => (admin.get("/v1/policy")?, json),
+            Command::Set { policy } => (admin.put("/v1/policy", "text/plain", &policy)?, false),
         };
-        let mut answer = answer.with_context(|| format!("no answer from a daemon at {}", self.admin))?;
-        let body: Value =
-            answer.body_mut().read_json().context("the answer is not JSON: is this a daemon's admin API?")?;
-        if !answer.status().is_success() {
-            bail!("{}", body["error"].as_str().unwrap_or("the daemon refused without a reason"));
-        }
         Ok(if json { format!("{body:#}\n") } else { table(&body) })
     }
 }
