@@ -60,9 +60,10 @@ fn batching_chunking_and_preemption_change_no_token() {
     drop(alone);
     // Small blocks and few of them: sixteen sequences at once do not fit, so some lose theirs and start over.
     let tight = ["--max-num-seqs", "16", "--block-size", "16", "--num-kv-blocks", "22", "--max-model-len", "341"];
-    let cases: [(&str, &[&str]); 3] = [
+    let cases: [(&str, &[&str]); 4] = [
         ("batch of 16", &["--max-num-seqs", "16"]),
         ("chunked prefill", &["--max-num-seqs", "16", "--enable-chunked-prefill", "--max-num-batched-tokens", "32"]),
+        ("mixed batches", &["--max-num-seqs", "16", "--mixed-batches", "--max-num-batched-tokens", "48"]),
         ("preemption", &tight),
     ];
     for (name, args) in cases {

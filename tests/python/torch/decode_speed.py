@@ -1,6 +1,6 @@
 """Times greedy decoding of a tiny random Qwen2 on an NPU, as often as it is asked to.
 
-Usage: decode_speed.py LAYERS. Prints `ready`, then for every line of standard input, a number of tokens, generates that
+Usage: decode_speed.py LAYERS ATTENTION. Prints `ready` and the version of transformers, then for every line of standard input, a number of tokens, generates that
 many and prints the milliseconds one took. The prompt's pass is in the first token's time.
 """
 
@@ -9,6 +9,7 @@ import time
 
 import torch
 import torch_npu  # noqa: F401
+import transformers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 PROMPT = 16
@@ -25,6 +26,7 @@ config = Qwen2Config(
     eos_token_id=None,
     pad_token_id=0,
 )
+config._attn_implementation = sys.argv[2]
 model = Qwen2ForCausalLM(config).to(torch.bfloat16).eval().to("npu")
 prompt = torch.arange(1, PROMPT + 1, device="npu").unsqueeze(0)
 
@@ -39,6 +41,6 @@ def generate(tokens):
     return took * 1e3 / tokens
 
 
-print("ready", flush=True)
+print("ready", transformers.__version__, flush=True)
 for line in sys.stdin:
     print(generate(int(line)), flush=True)

@@ -25,6 +25,8 @@ TOLERANCE = {
     torch.float32: (2e-5, 2e-5),
     torch.float16: (4e-3, 2e-3),
     torch.bfloat16: (2e-2, 1.6e-2),
+    torch.complex64: (2e-5, 2e-5),
+    torch.complex128: (1e-7, 1e-7),
 }
 
 
