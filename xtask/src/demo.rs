@@ -22,10 +22,25 @@ use crate::figures::Figures;
 /// Mean request rate the trace is rescaled to, requests a second: about three quarters of what one emulated 910B3
 /// carries at ω = 0.5 with these lengths, so that queues form and drain.
 pub(crate) const TRACE_RATE: f64 = 3.5;
+/// Arguments of the engine that replays the trace.
+pub(crate) const QWEN: [&str; 10] = [
+    "--model-preset",
+    "qwen2.5-7b",
+    "--load-format",
+    "dummy",
+    "--dtype",
+    "bfloat16",
+    "--max-num-seqs",
+    "256",
+    "--max-model-len",
+    "8192",
+];
 /// Objectives shown: the paper's.
 const OBJECTIVES: [&str; 2] = ["ttft:1000", "tpot:50"];
 /// Policies compared, the baseline first.
 const POLICIES: [&str; 2] = ["fifo", "phase"];
+/// The policy that `--trace` shows.
+const TRACED: &str = "phase";
 /// Rows of the closing table: figure, title, unit.
 const ROWS: [(&str, &str, &str); 9] = [
     ("ttft_p50_ms", "TTFT p50", "ms"),
@@ -40,14 +55,14 @@ const ROWS: [(&str, &str, &str); 9] = [
 ];
 
 /// One engine behind a gateway on a device of its own. Fields drop in this order: clients before servers.
-struct Stack {
-    gateway: Gateway,
+pub(crate) struct Stack {
+    pub(crate) gateway: Gateway,
     _engine: Engine,
     daemon: Daemon,
 }
 
 impl Stack {
-    fn start(dir: &Path, name: &str, spec: &str, policy: &str, engine_args: &[&str]) -> Result<Self> {
+    pub(crate) fn start(dir: &Path, name: &str, spec: &str, policy: &str, engine_args: &[&str]) -> Result<Self> {
         let daemon = Daemon::start_named(dir, name, spec, policy)?;
         let hints = dir.join(format!("{name}-hints.sock"));
         let engine = Engine::start(&Via::Daemon(&daemon), Some(&hints), engine_args)?;
@@ -57,7 +72,7 @@ impl Stack {
 }
 
 /// Runs both acts.
-pub fn run(measure: &Measure, keep: bool, omega: f64) -> Result<()> {
+pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>) -> Result<()> {
     ensure!((0.0..=1.0).contains(&omega), "--omega must lie between 0 and 1, not {omega}");
     build::programs()?;
     let scratch = Scratch::new()?;
@@ -80,7 +95,8 @@ pub fn run(measure: &Measure, keep: bool, omega: f64) -> Result<()> {
     );
     let mut label = String::new();
     for policy in POLICIES {
-        label = trace(scratch.path(), &spec, policy, seconds, &mut figures)?;
+        let timeline = timeline.filter(|_| policy == TRACED);
+        label = trace(scratch.path(), &spec, policy, seconds, timeline, &mut figures)?;
     }
     figures.set_text("device", &label);
     figures.set("omega", omega);
@@ -145,23 +161,22 @@ fn talk(stack: &Stack, question: &str, figures: &mut Figures) -> Result<()> {
 }
 
 /// Replays the trace against a fresh stack under `policy`; returns the device's label.
-pub(crate) fn trace(dir: &Path, spec: &str, policy: &str, seconds: u32, figures: &mut Figures) -> Result<String> {
+pub(crate) fn trace(
+    dir: &Path,
+    spec: &str,
+    policy: &str,
+    seconds: u32,
+    timeline: Option<&Path>,
+    figures: &mut Figures,
+) -> Result<String> {
     println!("   {policy}: starting daemon, engine, gateway …");
-    let args = [
-        "--model-preset",
-        "qwen2.5-7b",
-        "--load-format",
-        "dummy",
-        "--dtype",
-        "bfloat16",
-        "--max-num-seqs",
-        "256",
-        "--max-model-len",
-        "8192",
-    ];
-    let stack = Stack::start(dir, policy, spec, policy, &args)?;
+    let stack = Stack::start(dir, policy, spec, policy, &QWEN)?;
     let label = device_label(&stack.daemon)?;
     let json = dir.join(format!("{policy}.json"));
+    if timeline.is_some() {
+        let (status, text) = stack.daemon.admin.send("PUT", "/v1/record", r#"{"mib":256}"#)?;
+        ensure!(status == 200, "the daemon does not record: {text}");
+    }
     let status = Command::new(stack::program_path("loadgen")?)
         .args(["--base-url", stack.gateway.http.url(), "--dataset-name", "trace", "--dataset-path"])
         .arg(build::root().join("loadgen/data/azure_conv_excerpt.csv"))
@@ -180,6 +195,13 @@ pub(crate) fn trace(dir: &Path, spec: &str, policy: &str, seconds: u32, figures:
         stack._engine.program.output()
     );
     figures.absorb(&json, &format!("{policy}_"))?;
+    if let Some(path) = timeline {
+        let mut vnpu = Command::new(stack::program_path("vnpu")?);
+        vnpu.args(["trace", "--admin", stack.daemon.admin.authority(), "--out"]).arg(path);
+        let out = vnpu.output().context("starting vnpu trace")?;
+        ensure!(out.status.success(), "vnpu trace: {}", String::from_utf8_lossy(&out.stderr));
+        print!("   timeline (opens in ui.perfetto.dev): {}", String::from_utf8_lossy(&out.stdout));
+    }
     Ok(label)
 }
 

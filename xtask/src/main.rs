@@ -39,6 +39,9 @@ enum Task {
     Demo {
         #[command(flatten)]
         measure: Measure,
+        /// Write a timeline of the trace under `phase`: opens in Perfetto and chrome://tracing.
+        #[arg(long, value_name = "FILE")]
+        trace: Option<PathBuf>,
         /// Leave the chat stack running afterwards, until Ctrl-C.
         #[arg(long)]
         keep: bool,
@@ -76,6 +79,22 @@ enum Bench {
         /// Write one self-contained page with plots.
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
+        /// Write a timeline of the first case at ω = 0.5 under `phase`: opens in Perfetto and chrome://tracing.
+        #[arg(long, value_name = "FILE")]
+        trace: Option<PathBuf>,
+    },
+    /// What the daemon spends on an operator at 50,000 operators/s, and how busy one dispatch thread keeps two paced devices.
+    DispatchCost {
+        #[command(flatten)]
+        measure: Measure,
+    },
+    /// How often the daemon is right about the phase of a step: the engine with hints and without, torch_npu's generate.
+    Phases {
+        #[command(flatten)]
+        measure: Measure,
+        /// Leave PyTorch out.
+        #[arg(long)]
+        without_torch: bool,
     },
     /// Unmodified torch_npu, greedy decoding: ms a token through the daemon against direct, round trips a token.
     Torch {
@@ -91,13 +110,15 @@ enum Bench {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
-        Task::Demo { measure, keep, omega } => demo::run(&measure, keep, omega),
+        Task::Demo { measure, keep, omega, trace } => demo::run(&measure, keep, omega, trace.as_deref()),
         Task::Test(tests) => test::run(&tests),
         Task::TorchEnv { dir } => torch::complete(&dir),
         Task::Bench(Bench::Overhead { measure }) => bench::overhead::run(&measure),
-        Task::Bench(Bench::Dispatch { measure, experiment, html }) => {
-            bench::dispatch::run(&measure, experiment, html.as_deref())
+        Task::Bench(Bench::Dispatch { measure, experiment, html, trace }) => {
+            bench::dispatch::run(&measure, experiment, html.as_deref(), trace.as_deref())
         }
+        Task::Bench(Bench::DispatchCost { measure }) => bench::dispatch_cost::run(&measure),
+        Task::Bench(Bench::Phases { measure, without_torch }) => bench::phases::run(&measure, without_torch),
         Task::Bench(Bench::Torch { measure }) => bench::torch::run(&measure),
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),
     }

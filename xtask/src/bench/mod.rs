@@ -1,6 +1,8 @@
 //! Benchmarks: each prints a table, takes `--json FILE` and `--quick`, and compares what it compares interleaved.
 
 pub mod dispatch;
+pub mod dispatch_cost;
 pub mod overhead;
+pub mod phases;
 pub mod timing;
 pub mod torch;

@@ -2,6 +2,9 @@
 //!
 //! Two Python processes with the same tiny model stay up, one with the device in its own process, one through a daemon, and
 //! decode by turns. The daemon counts the calls that waited for its answer.
+//!
+//! How many those are is the model library's doing: each value that it reads on the host is one. So they are counted for each
+//! attention implementation, and for a second, newer version of the library ([`NEWER`]), which reads less.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -24,15 +27,33 @@ const PAIRS_QUICK: usize = 3;
 const TOKENS: u32 = 64;
 const TOKENS_QUICK: u32 = 24;
 
+/// What the newer transformers is installed from.
+const NEWER: &str = "tests/python/torch/transformers-5.txt";
+
+/// A model library and its attention.
+struct Setting<'a> {
+    /// Where the library is, if not in the environment itself.
+    library: Option<&'a Path>,
+    /// `sdpa` or `eager`.
+    attention: &'a str,
+    /// Of the figure.
+    name: &'a str,
+}
+
+/// What the ratio is measured with.
+const PLAIN: Setting<'static> = Setting { library: None, attention: "sdpa", name: "" };
+
 /// A process that decodes when asked to.
 struct Decoder {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    /// Version of transformers.
+    library: String,
 }
 
 impl Decoder {
-    fn start(env: &Environment, via: &Via<'_>) -> Result<Self> {
+    fn start(env: &Environment, via: &Via<'_>, setting: &Setting<'_>) -> Result<Self> {
         let mut command = Command::new(program_path("vnpu")?);
         command.arg("run");
         match via {
@@ -40,13 +61,18 @@ impl Decoder {
             Via::Direct(spec) => command.args(["--direct", spec]),
         };
         command.arg("--").arg(&env.python).arg(build::root().join("tests/python/torch/decode_speed.py"));
-        command.arg(LAYERS.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if let Some(library) = setting.library {
+            command.env("PYTHONPATH", library);
+        }
+        command.arg(LAYERS.to_string()).arg(setting.attention).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("starting Python")?;
         let stdin = child.stdin.take().context("stdin was piped")?;
         let stdout = BufReader::new(child.stdout.take().context("stdout was piped")?);
-        let mut decoder = Self { child, stdin, stdout };
+        let mut decoder = Self { child, stdin, stdout, library: String::new() };
         // torch_npu greets on the same stream.
-        while decoder.line()? != "ready" {}
+        while decoder.library.is_empty() {
+            decoder.library = decoder.line()?.strip_prefix("ready ").unwrap_or_default().to_owned();
+        }
         Ok(decoder)
     }
 
@@ -71,15 +97,22 @@ impl Drop for Decoder {
     }
 }
 
-/// Calls of the only session that waited for an answer, and operators that it completed.
+/// Calls that waited for an answer, and operators completed, of all sessions so far.
 fn counters(daemon: &Daemon) -> Result<(f64, f64)> {
     let status = daemon.status()?;
-    let count = |pointer: &str| {
-        status.pointer(pointer).and_then(serde_json::Value::as_f64).with_context(|| format!("no {pointer} in {status}"))
-    };
+    let trips = status["round_trips_total"].as_f64().context("no round trips in the daemon's status")?;
     let phases = status["phases"].as_array().context("no phases in the daemon's status")?;
-    let completed = phases.iter().filter_map(|p| p["completed"].as_f64()).sum();
-    Ok((count("/sessions/0/round_trips")?, completed))
+    Ok((trips, phases.iter().filter_map(|p| p["completed"].as_f64()).sum()))
+}
+
+/// Round trips a token with another library or attention.
+fn count_trips(env: &Environment, daemon: &Daemon, setting: &Setting<'_>, tokens: u32) -> Result<(String, f64)> {
+    let mut decoder = Decoder::start(env, &Via::Daemon(daemon), setting)?;
+    decoder.run(tokens / 2)?;
+    let (before, _) = counters(daemon)?;
+    decoder.run(tokens)?;
+    let (after, _) = counters(daemon)?;
+    Ok((std::mem::take(&mut decoder.library), (after - before) / f64::from(tokens)))
 }
 
 /// Runs the benchmark.
@@ -88,18 +121,29 @@ pub fn run(measure: &Measure) -> Result<()> {
     let env = environment::ready(torch::FIRST)?;
     let scratch = Scratch::new()?;
     let (pairs, tokens) = if measure.quick { (PAIRS_QUICK, TOKENS_QUICK) } else { (PAIRS, TOKENS) };
-    compare(scratch.path(), &env, pairs, tokens)?.write(measure.json.as_deref())
+    let daemon = Daemon::start_named(scratch.path(), "torch", SPEC, "fifo")?;
+    let mut figures = compare(&daemon, &env, pairs, tokens)?;
+    let newer = env.beside("transformers-5", NEWER)?;
+    for setting in [
+        Setting { attention: "eager", name: "_eager", ..PLAIN },
+        Setting { library: Some(&newer), name: "_newer", ..PLAIN },
+        Setting { library: Some(&newer), attention: "eager", name: "_newer_eager" },
+    ] {
+        let (library, trips) = count_trips(&env, &daemon, &setting, tokens)?;
+        println!("  transformers {library}, {}: {trips:.2} synchronous round trips a token", setting.attention);
+        figures.set(format!("torch_round_trips_per_token{}", setting.name), trips);
+    }
+    figures.write(measure.json.as_deref())
 }
 
-fn compare(dir: &Path, env: &Environment, pairs: usize, tokens: u32) -> Result<Figures> {
-    let daemon = Daemon::start_named(dir, "torch", SPEC, "fifo")?;
+fn compare(daemon: &Daemon, env: &Environment, pairs: usize, tokens: u32) -> Result<Figures> {
     println!("starting two decoders: Qwen2 of {LAYERS} layers, tiny, bf16, {SPEC}");
-    let mut direct = Decoder::start(env, &Via::Direct(SPEC))?;
-    let mut through = Decoder::start(env, &Via::Daemon(&daemon))?;
+    let mut direct = Decoder::start(env, &Via::Direct(SPEC), &PLAIN)?;
+    let mut through = Decoder::start(env, &Via::Daemon(daemon), &PLAIN)?;
     for decoder in [&mut direct, &mut through] {
         decoder.run(tokens / 2)?;
     }
-    let (trips, operators) = counters(&daemon)?;
+    let (trips, operators) = counters(daemon)?;
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for pair in 0..pairs {
         // Who goes first alternates, so that a drift of the machine favours neither.
@@ -111,16 +155,17 @@ fn compare(dir: &Path, env: &Environment, pairs: usize, tokens: u32) -> Result<F
         eprint!("\rpair {} of {pairs}", pair + 1);
     }
     eprintln!();
-    let (trips_after, operators_after) = counters(&daemon)?;
+    let (trips_after, operators_after) = counters(daemon)?;
     let generated = (pairs as u32 * tokens) as f64;
     let (ratio, low, high) = paired_ratio(&a, &b);
     let (trips, operators) = ((trips_after - trips) / generated, (operators_after - operators) / generated);
     println!(
         "unmodified torch_npu, {pairs} interleaved pairs of {tokens} tokens, emulated device\n  direct {:.2} ms/token, daemon {:.2} \
-         ms/token, ratio {ratio:.4} [{low:.4}, {high:.4}]\n  {operators:.0} operators and copies a token, {trips:.2} \
-         synchronous round trips a token",
+         ms/token, ratio {ratio:.4} [{low:.4}, {high:.4}]\n  {operators:.0} operators and copies a token\n  transformers {}, \
+         sdpa: {trips:.2} synchronous round trips a token",
         median(&a),
-        median(&b)
+        median(&b),
+        through.library
     );
     let mut figures = Figures::default();
     figures.set("torch_direct_ms_per_token", median(&a));

@@ -2,6 +2,7 @@
 
 pub mod environment;
 mod needs;
+pub mod phases;
 mod standins;
 mod suites;
 mod tokens;

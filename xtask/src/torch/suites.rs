@@ -66,6 +66,9 @@ pub fn run(version: &'static str, filter: &str) -> Result<Tally> {
         tally += one(suite, &environment, &daemons)?;
         tally += nothing_left(&daemons)?;
     }
+    if "phases".contains(filter) {
+        tally += super::phases::run(&environment)?;
+    }
     if "many_tokens".contains(filter) {
         tally += super::tokens::run(&environment)?;
     }

@@ -34,13 +34,21 @@ pub enum Contender {
 /// Everyone who takes part in a case.
 pub fn all(case: &Case) -> Vec<Contender> {
     let policies = PolicyName::ALL.map(Contender::Policy);
-    if case.experiment == 'c' {
-        return [Contender::Alone].into_iter().chain(policies).collect();
-    }
-    let placements =
-        [Contender::Colocation, Contender::Chunked(512), Contender::Chunked(2048), Contender::Disaggregation];
     let oracles = [Contender::OracleEachToken, Contender::Oracle];
-    placements.into_iter().chain(policies).chain(oracles).collect()
+    match case.experiment {
+        // What the paper compares, and what a dispatcher does without thinking.
+        'a' => {
+            let others = [PolicyName::Passthrough, PolicyName::Fifo, PolicyName::Phase].map(Contender::Policy);
+            let placements = [Contender::Colocation, Contender::Disaggregation];
+            placements.into_iter().chain(others).chain(oracles).collect()
+        }
+        'c' => [Contender::Alone].into_iter().chain(policies).chain(oracles).collect(),
+        _ => {
+            let placements =
+                [Contender::Colocation, Contender::Chunked(512), Contender::Chunked(2048), Contender::Disaggregation];
+            placements.into_iter().chain(policies).chain(oracles).collect()
+        }
+    }
 }
 
 impl Contender {
@@ -57,6 +65,13 @@ impl Contender {
         }
     }
 
+    /// False if it never has two operators side by side, so that the overlap changes nothing.
+    pub fn overlaps(self) -> bool {
+        let one_at_a_time =
+            [Self::Colocation, Self::Disaggregation, Self::Alone, Self::Policy(PolicyName::Fifo)].contains(&self);
+        !one_at_a_time && !matches!(self, Self::Chunked(_))
+    }
+
     /// Simulates a case: one row, or one a tenant.
     pub fn run(self, case: &Case) -> Vec<Row> {
         let mut weigher = Weigher::new(MODEL, PROFILE);
@@ -65,7 +80,7 @@ impl Contender {
                 let target = if self == Self::Oracle { Target::Mean } else { Target::EachToken };
                 let tau = (TPOT_MS * 1e6) as u64;
                 let turn = Host::REFERENCE.turn;
-                let oracle = Oracle { slots: case.slots, tau, target, corun: case.corun(), turn };
+                let oracle = Oracle { slots: case.slots * engines(case), tau, target, corun: case.corun(), turn };
                 bound::oracle(&oracle, &case.requests, &mut weigher)
             }
             Self::Disaggregation => {
@@ -112,7 +127,8 @@ impl Contender {
             .collect()
     }
 
-    fn setup(self, case: &Case) -> Setup {
+    /// What to simulate.
+    pub fn setup(self, case: &Case) -> Setup {
         let policy = match self {
             Self::Policy(name) => name,
             _ => PolicyName::Fifo,

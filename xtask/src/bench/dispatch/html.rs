@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::OMEGAS;
-use super::bars::Bar;
+use super::bars::{Bar, Summary};
 use super::plot::{bars as bar_plot, escape, lines};
 use super::row::{CAVEAT, COLUMNS, Row};
 
@@ -55,10 +55,11 @@ pub fn page(rows: &[Row], bars: &[Bar]) -> String {
          <title>FlexNPU: dispatch policies</title><style>{}</style></head><body><h1>Dispatch policies, emulated</h1>\
          <p>Qwen2.5-7B on an <strong>emulated Ascend910B3</strong> in virtual time: the daemon's dispatcher and the emulated \
          device's cost model. ω is the overlap that the model assumes, from 0 (operators take turns) to 1 (they share \
-         bandwidth and cores as a fluid); no co-run measurement on Ascend is public, so each result is shown at three.</p>\
-         <p class=\"k\">",
+         bandwidth and cores as a fluid); no co-run measurement on Ascend is public, so each result is shown at three.</p>",
         style()
     );
+    summary(&mut out, bars);
+    out += "<p class=\"k\">";
     for (colour, name) in &contenders {
         let _ = write!(out, "<span><i class=\"b{colour}\"></i>{}</span>", escape(name));
     }
@@ -182,30 +183,77 @@ fn table(out: &mut String, group: &[&Row]) {
     *out += "</table></div>";
 }
 
-fn requirements(out: &mut String, bars: &[Bar]) {
+/// How many requirements are met, by requirement, and the cases that miss one.
+fn summary(out: &mut String, bars: &[Bar]) {
     if bars.is_empty() {
         return;
     }
     let met = bars.iter().filter(|b| b.met()).count();
     let _ = write!(
         out,
-        "<h2>Requirements on phase: {met} of {} met</h2><div class=\"w\"><table><tr><th>case</th><th>requirement</th><th>value</th>\
-         <th>wanted</th><th></th></tr>",
+        "<h2>phase meets {met} of {} requirements</h2><div class=\"w\"><table><tr><th>requirement</th><th>wanted</th>\
+         <th>cases met</th><th>tightest case</th><th>there</th><th>oracle there</th></tr>",
         bars.len()
     );
-    for bar in bars {
-        let sign = if bar.at_least { "≥" } else { "≤" };
-        let verdict = if bar.met() { "<td>met</td>" } else { "<td class=\"no\">missed</td>" };
+    let oracle = |bar: &Bar| bar.oracle.map_or("–".to_owned(), |o| format!("{o:.3}"));
+    for summary in Summary::of(bars) {
+        let (met, of) = (summary.met(), summary.bars.len());
+        let class = if met < of { " class=\"no\"" } else { "" };
+        let Some(worst) = summary.worst() else { continue };
         let _ = write!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{:.3}</td><td>{sign} {}</td>{verdict}</tr>",
-            escape(&bar.case),
-            escape(bar.name),
-            bar.value,
-            bar.want
+            "<tr><td>{}</td><td>{}</td><td{class}>{met} of {of}</td><td>{}</td><td>{:.3}</td><td>{}</td></tr>",
+            escape(summary.name),
+            wanted(worst),
+            escape(&worst.case),
+            worst.value,
+            oracle(worst)
         );
     }
     *out += "</table></div>";
+    let missed: Vec<&Bar> = bars.iter().filter(|b| !b.met()).collect();
+    if !missed.is_empty() {
+        *out += "<h3>Missed</h3><p class=\"c\">The oracle knows every arrival and length, has no operator boundaries and pays \
+                 nothing for changing over. Where it misses a requirement too, no dispatcher meets it.</p><div class=\"w\"><table>\
+                 <tr><th>case</th><th>requirement</th><th>phase</th><th>wanted</th><th>oracle</th></tr>";
+        for bar in missed {
+            let _ = write!(
+                out,
+                "<tr><td>{}</td><td>{}</td><td class=\"no\">{:.3}</td><td>{}</td><td>{}</td></tr>",
+                escape(&bar.case),
+                escape(bar.name),
+                bar.value,
+                wanted(bar),
+                oracle(bar)
+            );
+        }
+        *out += "</table></div>";
+    }
+}
+
+fn wanted(bar: &Bar) -> String {
+    format!("{} {}", if bar.at_least { "≥" } else { "≤" }, bar.want)
+}
+
+/// Every requirement in every case.
+fn requirements(out: &mut String, bars: &[Bar]) {
+    if bars.is_empty() {
+        return;
+    }
+    *out += "<h2>Requirements, case by case</h2><details><summary>All of them</summary><div class=\"w\"><table><tr><th>case</th>\
+             <th>requirement</th><th>phase</th><th>wanted</th><th></th></tr>";
+    for bar in bars {
+        let verdict = if bar.met() { "<td>met</td>" } else { "<td class=\"no\">missed</td>" };
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{:.3}</td><td>{}</td>{verdict}</tr>",
+            escape(&bar.case),
+            escape(bar.name),
+            bar.value,
+            wanted(bar)
+        );
+    }
+    *out += "</table></div></details>";
 }
 
 #[cfg(test)]
@@ -226,12 +274,14 @@ mod tests {
         };
         let rows: Vec<Row> =
             OMEGAS.iter().flat_map(|&o| [row('a', o, "at once"), row('b', o, "50 %"), row('b', o, "80 %")]).collect();
-        let bar = Bar { name: "x", case: "y".into(), value: 1.0, want: 2.0, at_least: true };
+        let bar = Bar { name: "x", case: "y".into(), value: 1.0, want: 2.0, at_least: true, oracle: Some(1.5) };
         let page = page(&rows, &[bar]);
         for omega in OMEGAS {
             assert!(page.contains(&format!("emulated, ω = {omega}")));
         }
-        assert!(page.contains("parked until a slot frees") && page.contains("0 of 1 met"));
+        assert!(page.contains("parked until a slot frees") && page.contains("phase meets 0 of 1 requirements"));
+        let first = page.find("<h2>").map(|at| &page[at..]).unwrap();
+        assert!(first.starts_with("<h2>phase meets"), "the summary comes first");
         for outside in ["http", "src=", "<script", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }

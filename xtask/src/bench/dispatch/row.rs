@@ -80,7 +80,7 @@ pub const COLUMNS: [Column; 12] = [
     ("p99", |r| r.report.ttft_s.p99),
     ("TPOT slot ms", |r| r.report.tpot_slot_s.mean * 1e3),
     ("p99", |r| r.report.tpot_slot_s.p99 * 1e3),
-    ("1st token ms", |r| r.report.tpot_s.mean * 1e3),
+    ("felt TPOT ms", |r| r.report.tpot_s.mean * 1e3),
     ("p99", |r| r.report.tpot_s.p99 * 1e3),
     ("E2E s", |r| r.report.e2e_s.mean),
     ("stall s", |r| r.report.stall_s.max),
