@@ -1,28 +1,40 @@
 //! What is measured, and how: definitions first, because rivals differ in all of them.
 //!
+//! Five moments a request: *scheduled*, *sent* (the connection is asked for), *headers*, *first content*, *last content*.
+//!
 //! - **TTFT**: from the moment the request was *scheduled* to the arrival of the first chunk with non-empty content. A
-//!   role-only chunk does not count; time the request waited inside this program does (it is also shown alone, as
-//!   *send lag*).
+//!   role-only chunk does not count; time the request waited inside this program does. **TTFT from send** is the same from
+//!   the moment it was sent, as vLLM's benchmark has it: a client that falls behind hides there.
 //! - **TPOT**: `(last − first content chunk) / (n − 1)`, n = completion tokens as the server's usage says, else chunks.
 //!   Undefined for n < 2, and such requests do not enter its percentiles.
-//! - **ITL**: gaps between successive content chunks, pooled over requests (a chunk may carry several tokens).
-//! - **E2E**: from the scheduled moment to the last content chunk.
+//! - **ITL** (chunk gap): gaps between successive content chunks, pooled over requests. A chunk may carry several tokens.
+//! - **Token gap**: a chunk's gap over the tokens it brought, counted once a token. Tokens come from the usage that some
+//!   servers send with every chunk (`continuous_usage_stats`); elsewhere a request's tokens are spread evenly over its chunks.
+//! - **E2E**: from the scheduled moment to the last content chunk; **from send** likewise.
+//! - **Send lag**: from the scheduled moment to sending. With a limit on concurrency, waiting for a place is part of it.
 //! - **Throughput**: completed requests' output tokens over the time from the first scheduled send to the last chunk.
 //! - **Goodput**: requests that meet every given objective, over the same duration. A failed request meets none.
 //!
-//! Percentiles are exact (nearest rank on all samples), not estimated from buckets.
+//! Percentiles are exact (nearest rank on all samples), not estimated from buckets. Times are nanoseconds from the start of
+//! the run; what is shown is milliseconds. Pure.
 
-use serde_json::{Map, Value, json};
-
-/// What happened to one request. Times are seconds from the start of the run.
-#[derive(Clone, Debug, Default)]
+/// What happened to one request. Times are nanoseconds from the start of the run.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
+    /// Which request of the plan.
+    pub index: usize,
     /// When it was to be sent.
-    pub scheduled_s: f64,
+    pub scheduled_ns: u64,
+    /// When there was a place for it under the limit on concurrency; its schedule where there is none.
+    pub permitted_ns: u64,
     /// When it was sent.
-    pub sent_s: f64,
+    pub sent_ns: u64,
+    /// Arrival of the answer's headers.
+    pub headers_ns: Option<u64>,
     /// Arrival of every chunk with content.
-    pub chunks_s: Vec<f64>,
+    pub chunks_ns: Vec<u64>,
+    /// Completion tokens so far at each such chunk, if the server tells them with every one; else empty.
+    pub told: Vec<u32>,
     /// Prompt tokens: from the server's usage, else as planned.
     pub prompt_tokens: u32,
     /// Completion tokens: from the server's usage, else the number of chunks.
@@ -32,42 +44,96 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Time to first token, seconds.
-    pub fn ttft_s(&self) -> Option<f64> {
-        self.chunks_s.first().map(|t| t - self.scheduled_s)
+    /// Arrival of the first chunk with content.
+    pub fn first_ns(&self) -> Option<u64> {
+        self.chunks_ns.first().copied()
     }
 
-    /// Time per output token after the first, seconds.
-    pub fn tpot_s(&self) -> Option<f64> {
-        let (first, last) = (self.chunks_s.first()?, self.chunks_s.last()?);
-        (self.output_tokens >= 2).then(|| (last - first) / f64::from(self.output_tokens - 1))
+    /// Arrival of the last chunk with content.
+    pub fn last_ns(&self) -> Option<u64> {
+        self.chunks_ns.last().copied()
     }
 
-    /// End-to-end latency, seconds.
-    pub fn e2e_s(&self) -> Option<f64> {
-        self.chunks_s.last().map(|t| t - self.scheduled_s)
+    /// Time to first token from the schedule, milliseconds.
+    pub fn ttft_ms(&self) -> Option<f64> {
+        self.first_ns().map(|t| span_ms(self.scheduled_ns, t))
     }
 
-    /// True if it completed and its TTFT and TPOT are within the objectives (seconds).
+    /// Time to first token from sending, milliseconds.
+    pub fn ttft_from_send_ms(&self) -> Option<f64> {
+        self.first_ns().map(|t| span_ms(self.sent_ns, t))
+    }
+
+    /// Time per output token after the first, milliseconds.
+    pub fn tpot_ms(&self) -> Option<f64> {
+        (self.output_tokens >= 2)
+            .then(|| Some(span_ms(self.first_ns()?, self.last_ns()?) / f64::from(self.output_tokens - 1)))
+            .flatten()
+    }
+
+    /// End-to-end latency from the schedule, milliseconds.
+    pub fn e2e_ms(&self) -> Option<f64> {
+        self.last_ns().map(|t| span_ms(self.scheduled_ns, t))
+    }
+
+    /// End-to-end latency from sending, milliseconds.
+    pub fn e2e_from_send_ms(&self) -> Option<f64> {
+        self.last_ns().map(|t| span_ms(self.sent_ns, t))
+    }
+
+    /// How much later than its schedule it was sent, milliseconds.
+    pub fn send_lag_ms(&self) -> f64 {
+        span_ms(self.scheduled_ns, self.sent_ns)
+    }
+
+    /// How much later than it could have been it was sent, milliseconds: what this program is to blame for.
+    pub fn own_lag_ms(&self) -> f64 {
+        span_ms(self.scheduled_ns.max(self.permitted_ns), self.sent_ns)
+    }
+
+    /// Gaps between content chunks, milliseconds.
+    pub fn chunk_gaps_ms(&self) -> impl Iterator<Item = f64> + '_ {
+        self.chunks_ns.windows(2).map(|w| span_ms(w[0], w[1]))
+    }
+
+    /// Gaps between tokens, milliseconds, one for every token after the first chunk's.
+    pub fn token_gaps_ms(&self) -> impl Iterator<Item = f64> + '_ {
+        let gaps = self.chunks_ns.len().saturating_sub(1);
+        let told = self.told.len() == self.chunks_ns.len();
+        // Tokens after the first, spread evenly: chunk i ends at token ⌊(i+1)·n/gaps⌋.
+        let after_first = (self.output_tokens as usize).saturating_sub(1).max(gaps);
+        self.chunk_gaps_ms().enumerate().flat_map(move |(i, gap)| {
+            let tokens = match told {
+                true => self.told[i + 1].saturating_sub(self.told[i]) as usize,
+                false => (i + 1) * after_first / gaps - i * after_first / gaps,
+            };
+            std::iter::repeat_n(gap / tokens.max(1) as f64, tokens)
+        })
+    }
+
+    /// True if it completed and its TTFT and TPOT are within the objectives.
     pub fn meets(&self, goal: &Objectives) -> bool {
         let within = |value: Option<f64>, limit: Option<f64>| limit.is_none_or(|l| value.is_none_or(|v| v <= l));
         self.error.is_none()
-            && self.ttft_s().is_some()
-            && within(self.ttft_s(), goal.ttft_s)
-            && within(self.tpot_s(), goal.tpot_s)
-            && within(self.e2e_s(), goal.e2e_s)
+            && within(self.ttft_ms(), goal.ttft_ms)
+            && within(self.tpot_ms(), goal.tpot_ms)
+            && within(self.e2e_ms(), goal.e2e_ms)
     }
 }
 
-/// Service-level objectives, seconds.
+fn span_ms(from_ns: u64, to_ns: u64) -> f64 {
+    to_ns.saturating_sub(from_ns) as f64 / 1e6
+}
+
+/// Service-level objectives, milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Objectives {
     /// Time to first token.
-    pub ttft_s: Option<f64>,
+    pub ttft_ms: Option<f64>,
     /// Time per output token.
-    pub tpot_s: Option<f64>,
+    pub tpot_ms: Option<f64>,
     /// End to end.
-    pub e2e_s: Option<f64>,
+    pub e2e_ms: Option<f64>,
 }
 
 impl Objectives {
@@ -83,20 +149,14 @@ impl Objectives {
                 return Err(format!("--goodput {pair}: want name:milliseconds, as in ttft:1000"));
             };
             match name {
-                "ttft" => out.ttft_s = Some(ms / 1e3),
-                "tpot" => out.tpot_s = Some(ms / 1e3),
-                "e2el" | "e2e" => out.e2e_s = Some(ms / 1e3),
+                "ttft" => out.ttft_ms = Some(ms),
+                "tpot" => out.tpot_ms = Some(ms),
+                "e2el" | "e2e" => out.e2e_ms = Some(ms),
                 other => return Err(format!("--goodput {other}: unknown objective, want ttft, tpot or e2el")),
             }
         }
         Ok(out)
     }
-}
-
-/// Exact percentile by nearest rank of sorted `values`; `p` in percent.
-pub fn percentile(values: &[f64], p: f64) -> Option<f64> {
-    let rank = (p / 100.0 * values.len() as f64).ceil() as usize;
-    values.get(rank.clamp(1, values.len().max(1)) - 1).copied()
 }
 
 /// One distribution, sorted.
@@ -106,132 +166,31 @@ pub struct Samples(Vec<f64>);
 impl Samples {
     /// Sorts `values`.
     pub fn new(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
+        values.sort_unstable_by(f64::total_cmp);
         Self(values)
     }
 
-    /// Percentile, `p` in percent.
+    /// The values, ascending.
+    pub fn sorted(&self) -> &[f64] {
+        &self.0
+    }
+
+    /// Exact percentile by nearest rank, `p` in percent.
     pub fn p(&self, p: f64) -> Option<f64> {
-        percentile(&self.0, p)
+        let rank = (p / 100.0 * self.0.len() as f64).ceil() as usize;
+        self.0.get(rank.clamp(1, self.0.len().max(1)) - 1).copied()
     }
 
     /// Mean.
     pub fn mean(&self) -> Option<f64> {
         (!self.0.is_empty()).then(|| self.0.iter().sum::<f64>() / self.0.len() as f64)
     }
-}
 
-/// Everything a run measured.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Requests that completed.
-    pub completed: usize,
-    /// Requests that failed.
-    pub failed: usize,
-    /// Duration, seconds: first scheduled send to last chunk.
-    pub duration_s: f64,
-    /// Prompt tokens of completed requests.
-    pub prompt_tokens: u64,
-    /// Output tokens of completed requests.
-    pub output_tokens: u64,
-    /// Requests that met the objectives, if any were given.
-    pub good: Option<usize>,
-    /// Name and samples, seconds: ttft, tpot, itl, e2el, send_lag.
-    pub samples: Vec<(&'static str, Samples)>,
-    /// The most frequent failure, if any.
-    pub first_error: Option<String>,
-}
-
-impl Report {
-    /// Computes a report from outcomes.
-    pub fn new(outcomes: &[Outcome], goal: &Objectives) -> Self {
-        let done: Vec<&Outcome> = outcomes.iter().filter(|o| o.error.is_none()).collect();
-        let start = outcomes.iter().map(|o| o.scheduled_s).fold(f64::INFINITY, f64::min);
-        let end = outcomes.iter().filter_map(|o| o.chunks_s.last().copied()).fold(start, f64::max);
-        let collect = |f: &dyn Fn(&Outcome) -> Option<f64>| Samples::new(done.iter().filter_map(|o| f(o)).collect());
-        let gaps = done.iter().flat_map(|o| o.chunks_s.windows(2).map(|w| w[1] - w[0])).collect();
-        Self {
-            completed: done.len(),
-            failed: outcomes.len() - done.len(),
-            duration_s: (end - start).max(0.0),
-            prompt_tokens: done.iter().map(|o| u64::from(o.prompt_tokens)).sum(),
-            output_tokens: done.iter().map(|o| u64::from(o.output_tokens)).sum(),
-            good: (*goal != Objectives::default()).then(|| outcomes.iter().filter(|o| o.meets(goal)).count()),
-            samples: vec![
-                ("ttft", collect(&Outcome::ttft_s)),
-                ("tpot", collect(&Outcome::tpot_s)),
-                ("itl", Samples::new(gaps)),
-                ("e2el", collect(&Outcome::e2e_s)),
-                ("send_lag", Samples::new(outcomes.iter().map(|o| o.sent_s - o.scheduled_s).collect())),
-            ],
-            first_error: outcomes.iter().find_map(|o| o.error.clone()),
-        }
-    }
-
-    /// Flat figures: `ttft_p50_ms`, `output_tokens_per_s`, … Undefined figures are left out.
-    pub fn figures(&self) -> Map<String, Value> {
-        let mut out = Map::new();
-        let rate = |n: f64| if self.duration_s > 0.0 { n / self.duration_s } else { 0.0 };
-        out.insert("completed".into(), json!(self.completed));
-        out.insert("failed".into(), json!(self.failed));
-        out.insert("duration_s".into(), json!(self.duration_s));
-        out.insert("prompt_tokens".into(), json!(self.prompt_tokens));
-        out.insert("output_tokens".into(), json!(self.output_tokens));
-        out.insert("requests_per_s".into(), json!(rate(self.completed as f64)));
-        out.insert("output_tokens_per_s".into(), json!(rate(self.output_tokens as f64)));
-        out.insert("total_tokens_per_s".into(), json!(rate((self.output_tokens + self.prompt_tokens) as f64)));
-        if let Some(good) = self.good {
-            out.insert("goodput_requests_per_s".into(), json!(rate(good as f64)));
-            let all = self.completed + self.failed;
-            out.insert("goodput_share".into(), json!(good as f64 / all.max(1) as f64));
-        }
-        for (name, samples) in &self.samples {
-            let marks = [
-                ("mean", samples.mean()),
-                ("p50", samples.p(50.0)),
-                ("p90", samples.p(90.0)),
-                ("p99", samples.p(99.0)),
-            ];
-            for (mark, value) in marks {
-                if let Some(value) = value {
-                    out.insert(format!("{name}_{mark}_ms"), json!(value * 1e3));
-                }
-            }
-        }
-        out
-    }
-
-    /// A table for people.
-    pub fn table(&self) -> String {
-        let mut out = format!(
-            "requests   {} completed, {} failed in {:.1} s ({:.2}/s)\ntokens     {} in, {} out ({:.1} out/s)\n",
-            self.completed,
-            self.failed,
-            self.duration_s,
-            self.completed as f64 / self.duration_s.max(1e-9),
-            self.prompt_tokens,
-            self.output_tokens,
-            self.output_tokens as f64 / self.duration_s.max(1e-9),
-        );
-        if let Some(good) = self.good {
-            out += &format!("goodput    {good} of {} requests met the objectives\n", self.completed + self.failed);
-        }
-        out += &format!("{:<10} {:>10} {:>10} {:>10} {:>10}   ms\n", "", "mean", "p50", "p90", "p99");
-        for (name, s) in &self.samples {
-            let cell = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", v * 1e3));
-            out += &format!(
-                "{:<10} {:>10} {:>10} {:>10} {:>10}\n",
-                name.to_uppercase().replace('_', " "),
-                cell(s.mean()),
-                cell(s.p(50.0)),
-                cell(s.p(90.0)),
-                cell(s.p(99.0))
-            );
-        }
-        if let Some(error) = &self.first_error {
-            out += &format!("first failure: {error}\n");
-        }
-        out
+    /// Standard deviation of the sample.
+    pub fn deviation(&self) -> Option<f64> {
+        let mean = self.mean()?;
+        let n = self.0.len();
+        (n >= 2).then(|| (self.0.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
     }
 }
 
@@ -239,11 +198,12 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn outcome(scheduled: f64, chunks: &[f64], tokens: u32) -> Outcome {
+    fn outcome(scheduled_ms: u64, chunks_ms: &[u64], tokens: u32) -> Outcome {
         Outcome {
-            scheduled_s: scheduled,
-            sent_s: scheduled,
-            chunks_s: chunks.to_vec(),
+            scheduled_ns: scheduled_ms * 1_000_000,
+            sent_ns: (scheduled_ms + 100) * 1_000_000,
+            permitted_ns: scheduled_ms * 1_000_000,
+            chunks_ns: chunks_ms.iter().map(|ms| ms * 1_000_000).collect(),
             output_tokens: tokens,
             ..Outcome::default()
         }
@@ -251,31 +211,36 @@ mod tests {
 
     #[test]
     fn definitions() {
-        let o = outcome(1.0, &[1.5, 1.6, 1.9], 5);
-        assert_eq!(o.ttft_s(), Some(0.5));
-        assert!((o.tpot_s().unwrap() - 0.1).abs() < 1e-12, "five tokens in three chunks: (1.9 − 1.5)/4");
-        assert!((o.e2e_s().unwrap() - 0.9).abs() < 1e-12);
-        assert_eq!(outcome(0.0, &[1.0], 1).tpot_s(), None);
+        let o = outcome(1000, &[1500, 1600, 1900], 5);
+        assert_eq!((o.ttft_ms(), o.ttft_from_send_ms()), (Some(500.0), Some(400.0)));
+        assert_eq!(o.tpot_ms(), Some(100.0), "five tokens in three chunks: (1900 − 1500)/4");
+        assert_eq!((o.e2e_ms(), o.e2e_from_send_ms(), o.send_lag_ms()), (Some(900.0), Some(800.0), 100.0));
+        assert_eq!(outcome(0, &[1000], 1).tpot_ms(), None);
+        assert_eq!(outcome(0, &[], 3).tpot_ms(), None);
+    }
+
+    #[test]
+    fn chunk_gaps_are_not_token_gaps() {
+        let even = outcome(0, &[500, 600, 900], 5);
+        assert_eq!(even.chunk_gaps_ms().collect::<Vec<_>>(), [100.0, 300.0]);
+        assert_eq!(even.token_gaps_ms().collect::<Vec<_>>(), [50.0, 50.0, 150.0, 150.0], "four tokens over two chunks");
+        let told = Outcome { told: vec![1, 2, 5], ..even };
+        assert_eq!(told.token_gaps_ms().collect::<Vec<_>>(), [100.0, 100.0, 100.0, 100.0], "one, then three");
+    }
+
+    #[test]
+    fn waiting_for_a_place_is_latency_but_not_the_client_s_fault() {
+        let held = Outcome { permitted_ns: 90_000_000, ..outcome(0, &[200], 1) };
+        assert_eq!((held.send_lag_ms(), held.own_lag_ms()), (100.0, 10.0));
     }
 
     #[test]
     fn percentiles_are_nearest_rank() {
-        let v: Vec<f64> = (1..=10).map(f64::from).collect();
+        let v = Samples::new((1..=10).rev().map(f64::from).collect());
         for (p, want) in [(50.0, 5.0), (90.0, 9.0), (99.0, 10.0), (100.0, 10.0), (1.0, 1.0)] {
-            assert_eq!(percentile(&v, p), Some(want), "p{p}");
+            assert_eq!(v.p(p), Some(want), "p{p}");
         }
-        assert_eq!(percentile(&[], 50.0), None);
-    }
-
-    #[test]
-    fn goodput_counts_failures_as_missed() {
-        let goal = Objectives::parse(&["ttft:600".into(), "tpot:150".into()]).unwrap();
-        let good = outcome(0.0, &[0.5, 0.6], 2);
-        let slow = outcome(0.0, &[0.7, 0.8], 2);
-        let failed = Outcome { error: Some("503".into()), ..good.clone() };
-        let report = Report::new(&[good, slow, failed], &goal);
-        assert_eq!((report.completed, report.failed, report.good), (2, 1, Some(1)));
-        assert_eq!(report.first_error.as_deref(), Some("503"));
+        assert_eq!(Samples::default().p(50.0), None);
     }
 
     #[test]
@@ -286,12 +251,5 @@ mod tests {
             let error = Objectives::parse(&[pair.to_owned()]).unwrap_err();
             assert!(error.contains(want), "{pair}: {error}");
         }
-    }
-
-    #[test]
-    fn figures_leave_undefined_values_out() {
-        let figures = Report::new(&[outcome(0.0, &[1.0], 1)], &Objectives::default()).figures();
-        assert!(figures.contains_key("ttft_p50_ms") && !figures.contains_key("tpot_p50_ms"));
-        assert!(!figures.contains_key("goodput_share"));
     }
 }

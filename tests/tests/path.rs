@@ -126,7 +126,8 @@ fn loadgen_measures_the_path() {
         .arg(&json)
         .output()
         .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    // 3: the machine was too busy to measure exactly, which is not what this is about.
+    assert!(matches!(out.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&out.stderr));
     let figures: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
     let number = |name: &str| figures[name].as_f64().unwrap_or_else(|| panic!("{name} in {figures}"));
     assert_eq!((number("completed"), number("failed")), (20.0, 0.0));
@@ -145,5 +146,5 @@ fn loadgen_fails_when_every_request_does() {
         .output()
         .unwrap();
     assert_eq!(out.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&out.stdout).contains("first failure"), "{out:?}");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("failed 2×: connecting to"), "{out:?}");
 }

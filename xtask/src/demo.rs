@@ -189,8 +189,9 @@ pub(crate) fn trace(
         .stdout(Stdio::null())
         .status()
         .context("starting loadgen")?;
+    // 3 is its verdict that this machine is too busy to measure exactly; the figures are there and it has said so.
     ensure!(
-        status.success(),
+        matches!(status.code(), Some(0 | 3)),
         "loadgen failed ({status}); the engine's last words:\n{}",
         stack._engine.program.output()
     );

@@ -1,0 +1,242 @@
+//! The engine: sends prepared requests at their absolute moments and times the answers.
+//!
+//! One thread a core, each a single-threaded runtime with its own connections, alarms and records; threads share a counter
+//! for the progress line and, where the user limits concurrency, a semaphore. Everything that a request needs is made before
+//! the run. Per chunk on the hot path: one socket read, one clock read, one scan. A late request is sent late, never left out.
+
+pub mod connect;
+pub mod request;
+pub mod target;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::HeaderValue;
+use loadgen::audit;
+use loadgen::measure::Outcome;
+use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
+
+use crate::clock::{Alarms, now_ns, thread_cpu_ns};
+use connect::Pool;
+use target::Target;
+
+/// The clock of a run starts this much after its threads do, so that none is late for the first request.
+const LEAD: Duration = Duration::from_millis(50);
+/// How often a thread looks whether its loop stands still.
+const HEARTBEAT_NS: u64 = 5_000_000;
+
+/// Why a request failed, in a sentence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure(pub String);
+
+impl Failure {
+    /// An error with its causes.
+    pub fn new(error: &dyn std::error::Error) -> Self {
+        let mut out = error.to_string();
+        let mut source = error.source();
+        while let Some(e) = source {
+            out += &format!(": {e}");
+            source = e.source();
+        }
+        Self(out)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A request made ready.
+#[derive(Clone)]
+pub struct Job {
+    /// Which request of the plan.
+    pub index: usize,
+    /// When it is due, nanoseconds from the start.
+    pub at_ns: u64,
+    /// Its body.
+    pub body: Bytes,
+    /// Prompt tokens planned.
+    pub prompt_tokens: u32,
+    /// Output tokens asked for.
+    pub output_tokens: u32,
+}
+
+/// Progress counters, read by whoever draws them.
+#[derive(Default)]
+pub struct Progress {
+    /// Requests sent.
+    pub sent: AtomicUsize,
+    /// Requests ended, well or not.
+    pub done: AtomicUsize,
+}
+
+/// How a run is made.
+#[derive(Clone)]
+pub struct Config {
+    /// Threads.
+    pub threads: usize,
+    /// Most requests in flight.
+    pub max_concurrency: Option<usize>,
+    /// Begins every request's `x-request-id`.
+    pub run_id: String,
+}
+
+/// What a run gave.
+pub struct Run {
+    /// One for each job, in the order of their index.
+    pub outcomes: Vec<Outcome>,
+    /// How each thread fared.
+    pub threads: Vec<audit::Thread>,
+}
+
+struct Shared {
+    target: Target,
+    places: Option<Arc<Semaphore>>,
+    progress: Arc<Progress>,
+    run_id: String,
+}
+
+/// Sends `jobs`, ascending in time, and waits for their ends. Blocks the calling thread.
+///
+/// # Errors
+/// If a thread cannot start: no descriptor for its loop or timer.
+pub fn run(target: &Target, jobs: Vec<Job>, config: &Config, progress: &Arc<Progress>) -> anyhow::Result<Run> {
+    let threads = config.threads.clamp(1, jobs.len().max(1));
+    let mut parts: Vec<Vec<Job>> = (0..threads).map(|_| Vec::with_capacity(jobs.len() / threads + 1)).collect();
+    for (i, job) in jobs.into_iter().enumerate() {
+        parts[i % threads].push(job);
+    }
+    let shared = Shared {
+        target: target.clone(),
+        places: config.max_concurrency.map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
+        progress: Arc::clone(progress),
+        run_id: config.run_id.clone(),
+    };
+    let start_ns = now_ns() + LEAD.as_nanos() as u64;
+    let ends: Vec<anyhow::Result<(Vec<Outcome>, audit::Thread)>> = std::thread::scope(|scope| {
+        let running: Vec<_> = parts
+            .into_iter()
+            .map(|part| {
+                let shared = &shared;
+                scope.spawn(move || thread(shared, part, start_ns))
+            })
+            .collect();
+        running.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut run = Run { outcomes: Vec::new(), threads: Vec::new() };
+    for end in ends {
+        let (outcomes, health) = end?;
+        run.outcomes.extend(outcomes);
+        run.threads.push(health);
+    }
+    run.outcomes.sort_unstable_by_key(|o| o.index);
+    Ok(run)
+}
+
+/// A runtime of one thread, for `work` that spawns on it.
+///
+/// # Errors
+/// If the system gives no descriptor for the loop.
+pub fn block_on<F: Future>(work: F) -> anyhow::Result<F::Output> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting an event loop")?;
+    Ok(LocalSet::new().block_on(&runtime, work))
+}
+
+fn thread(shared: &Shared, jobs: Vec<Job>, start_ns: u64) -> anyhow::Result<(Vec<Outcome>, audit::Thread)> {
+    let head = Rc::new(shared.target.post()?);
+    block_on(async {
+        let alarms = Alarms::start().context("no descriptor for a timer")?;
+        let pool = Rc::new(Pool::new(shared.target.endpoint.clone()));
+        let outcomes = Rc::new(RefCell::new(Vec::with_capacity(jobs.len())));
+        let health = Rc::new(Cell::new(audit::Thread::default()));
+        let mut tasks = tokio::task::JoinSet::new();
+        alarms.until(start_ns).await;
+        let (began_ns, cpu_before_ns) = (now_ns(), thread_cpu_ns());
+        let watch = tokio::task::spawn_local(heartbeat(Rc::clone(&alarms), Rc::clone(&health)));
+        for job in jobs {
+            alarms.until(start_ns + job.at_ns).await;
+            let place = match &shared.places {
+                Some(places) => Some(Arc::clone(places).acquire_owned().await.context("the semaphore is open")?),
+                None => None,
+            };
+            let permitted_ns = match place {
+                Some(_) => now_ns() - start_ns,
+                None => job.at_ns,
+            };
+            let (pool, head, outcomes) = (Rc::clone(&pool), Rc::clone(&head), Rc::clone(&outcomes));
+            let (progress, timeout) = (Arc::clone(&shared.progress), shared.target.timeout);
+            let id = HeaderValue::from_str(&format!("{}-{}", shared.run_id, job.index)).ok();
+            tasks.spawn_local(async move {
+                progress.sent.fetch_add(1, Ordering::Relaxed);
+                let mut outcome = Outcome {
+                    index: job.index,
+                    scheduled_ns: job.at_ns,
+                    permitted_ns,
+                    prompt_tokens: job.prompt_tokens,
+                    output_tokens: job.output_tokens,
+                    ..Outcome::default()
+                };
+                let sending = request::run(&pool, &head, id, job.body, start_ns, &mut outcome);
+                let result = tokio::time::timeout(timeout, sending).await;
+                outcome.error = match result {
+                    Ok(Ok(())) => None,
+                    Ok(Err(failure)) => Some(failure.0),
+                    Err(_) => Some(format!("no end after {} s", timeout.as_secs())),
+                };
+                outcomes.borrow_mut().push(outcome);
+                drop(place);
+                progress.done.fetch_add(1, Ordering::Relaxed);
+            });
+            // Ended tasks give their memory back while the run goes on.
+            while let Some(ended) = tasks.try_join_next() {
+                ended.context("a request's task panicked")?;
+            }
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("a request's task panicked")?;
+        }
+        watch.abort();
+        let health = audit::Thread {
+            wall_ns: now_ns() - began_ns,
+            cpu_ns: thread_cpu_ns() - cpu_before_ns,
+            connections: pool.opened.get(),
+            descriptors_missed: pool.descriptors_missed.get(),
+            ..health.get()
+        };
+        Ok((outcomes.take(), health))
+    })?
+}
+
+/// Notes how late it is woken: what stands between an alarm and its task stands between a chunk and its request too.
+async fn heartbeat(alarms: Rc<Alarms>, health: Rc<Cell<audit::Thread>>) {
+    loop {
+        let due_ns = now_ns() + HEARTBEAT_NS;
+        alarms.until(due_ns).await;
+        let late_ns = now_ns() - due_ns;
+        let mut seen = health.get();
+        seen.stall_max_ns = seen.stall_max_ns.max(late_ns);
+        if late_ns as f64 > audit::STALL_MS * 1e6 {
+            seen.stalled_ns += late_ns;
+        }
+        health.set(seen);
+    }
+}
+
+/// Raises the number of descriptors to what the system allows; what it is then.
+pub fn raise_descriptors() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}

@@ -1,0 +1,208 @@
+//! One run: the plan is made ready, sent, measured, audited, reported.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use loadgen::audit::{self, Audit, Verdict};
+use loadgen::console;
+use loadgen::dataset::Planned;
+use loadgen::measure::{Objectives, Outcome, Samples};
+use loadgen::report::Report;
+use loadgen::result::{self, About};
+use loadgen::steady::Steady;
+use serde_json::Value;
+
+use crate::cli::RunArgs;
+use crate::engine::connect::Pool;
+use crate::engine::target::{Given, Target};
+use crate::engine::{self, Config, Job, Progress, request};
+use crate::plan::{self, Template};
+
+/// How a run went.
+pub struct Finished {
+    /// What was measured.
+    pub report: Report,
+    /// What the client says of itself.
+    pub audit: Audit,
+    /// Every request.
+    pub outcomes: Vec<Outcome>,
+    /// What the result file says beside figures.
+    about: About,
+}
+
+impl Finished {
+    /// The exit code: 1 if everything failed, 3 if the client was the limit.
+    pub fn exit_code(&self) -> u8 {
+        match (self.report.completed, self.audit.verdict()) {
+            (0, _) => 1,
+            (_, Verdict::Valid) => 0,
+            (_, Verdict::ClientLimited(_)) => 3,
+        }
+    }
+}
+
+/// The command without a subcommand: runs, prints, writes. The exit code.
+///
+/// # Errors
+/// A bad argument, a file that cannot be read or written, a server that names no model.
+pub fn command(args: &RunArgs) -> anyhow::Result<u8> {
+    let plan = plan::plan(args)?;
+    if args.dry_run {
+        plan::print(&plan, &mut std::io::stdout().lock())?;
+        return Ok(0);
+    }
+    let run = finish(args, &plan)?;
+    let steady = Steady::find(&run.outcomes);
+    print!("{}{}", console::table(&run.report, steady.as_ref(), &args.metric_percentiles), run.audit.table());
+    if let Some(path) = &args.json {
+        let mut figures = run.report.figures();
+        figures.extend(steady.iter().flat_map(Steady::figures));
+        figures.extend(run.audit.figures());
+        write(path, &Value::Object(figures))?;
+    }
+    if args.save_result {
+        let file = result::save(&run.about, &run.report, &run.audit, &run.outcomes, args.save_detailed);
+        write(&args.result_filename, &file)?;
+    }
+    Ok(run.exit_code())
+}
+
+fn write(path: &Path, value: &Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Sends `plan` as `args` say and makes a report of it.
+///
+/// # Errors
+/// As [`measure`]'s, or an objective that is none.
+pub fn finish(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<Finished> {
+    let goal = Objectives::parse(&args.goodput).map_err(anyhow::Error::msg)?;
+    let args = &RunArgs { model: Some(model(args, &target(args)?)?), ..args.clone() };
+    let (outcomes, audit) = measure(args, plan)?;
+    let about = About {
+        unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        model: args.model.clone().unwrap_or_default(),
+        endpoint: args.endpoint.clone(),
+        command: std::env::args().collect(),
+        seed: args.seed,
+        workload: plan::workload(args, plan),
+        request_rate: args.request_rate,
+        burstiness: args.burstiness,
+        max_concurrency: args.max_concurrency,
+    };
+    Ok(Finished { report: Report::new(&outcomes, &goal), audit, outcomes, about })
+}
+
+/// Sends `plan` as `args` say.
+///
+/// # Errors
+/// A bad argument, or a server that names no model.
+pub fn measure(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<(Vec<Outcome>, Audit)> {
+    let descriptors_max = engine::raise_descriptors();
+    let target = target(args)?;
+    let jobs = Template::new(args, model(args, &target)?)?.jobs(plan)?;
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let config = Config {
+        threads: args.threads(),
+        max_concurrency: args.max_concurrency,
+        run_id: format!("loadgen{:x}", since_epoch.as_micros() as u64),
+    };
+    for i in 0..args.num_warmups {
+        let one = Job { at_ns: 0, ..jobs[i % jobs.len()].clone() };
+        engine::run(&target, vec![one], &config, &Arc::default())?;
+    }
+    let progress = Arc::new(Progress::default());
+    let ended = AtomicBool::new(false);
+    let run = std::thread::scope(|scope| {
+        if !args.no_progress {
+            scope.spawn(|| draw(&progress, plan.len(), &ended));
+        }
+        let run = engine::run(&target, jobs, &config, &progress);
+        ended.store(true, Ordering::Release);
+        run
+    })?;
+    let audit = audit(&run, plan.len(), descriptors_max, args.max_concurrency.is_some());
+    Ok((run.outcomes, audit))
+}
+
+fn audit(run: &engine::Run, planned: usize, descriptors_max: u64, limited: bool) -> Audit {
+    let lag = Samples::new(run.outcomes.iter().map(Outcome::own_lag_ms).collect());
+    let ttft = Samples::new(run.outcomes.iter().filter_map(Outcome::ttft_ms).collect());
+    let ascending = |f: fn(&Outcome) -> u64| {
+        let mut at: Vec<u64> = run.outcomes.iter().map(f).collect();
+        at.sort_unstable();
+        at
+    };
+    let (asked_rate, achieved_rate) = audit::rates(&ascending(|o| o.scheduled_ns), &ascending(|o| o.sent_ns));
+    Audit {
+        planned,
+        sent: run.outcomes.len(),
+        lag_p99_ms: lag.p(99.0).unwrap_or(0.0),
+        ttft_p50_ms: ttft.p(50.0).unwrap_or(0.0),
+        lag_max_ms: lag.p(100.0).unwrap_or(0.0),
+        asked_rate: asked_rate.filter(|_| !limited),
+        achieved_rate,
+        descriptors_max,
+        threads: run.threads.clone(),
+    }
+}
+
+fn target(args: &RunArgs) -> anyhow::Result<Target> {
+    Target::new(&Given {
+        base_url: &args.base_url,
+        path: &args.endpoint,
+        api_key: args.api_key.as_deref(),
+        headers: &args.header,
+        http2: args.http2,
+        timeout: Duration::from_secs(args.request_timeout),
+    })
+}
+
+/// The model that was named, else the first that the server lists.
+fn model(args: &RunArgs, target: &Target) -> anyhow::Result<String> {
+    match &args.model {
+        Some(model) => Ok(model.clone()),
+        None => first_model(target).with_context(|| format!("asking {}/v1/models", args.base_url)),
+    }
+}
+
+fn first_model(target: &Target) -> anyhow::Result<String> {
+    let body = engine::block_on(get(target, "/v1/models"))??;
+    let value: serde_json::Value = serde_json::from_slice(&body).context("the answer is not JSON")?;
+    value["data"][0]["id"].as_str().map(str::to_owned).context("no model listed; name one with --model")
+}
+
+/// Body of a GET of `path`.
+///
+/// # Errors
+/// A connection that failed, or a status that is no success.
+pub async fn get(target: &Target, path: &str) -> anyhow::Result<bytes::Bytes> {
+    let pool = Pool::new(target.endpoint.clone());
+    request::get(&pool, target.get(path)?).await.map_err(|f| anyhow::anyhow!("{f}"))
+}
+
+/// Draws progress on standard error: in place on a terminal, a line every ten seconds elsewhere.
+fn draw(progress: &Progress, total: usize, ended: &AtomicBool) {
+    let terminal = std::io::stderr().is_terminal();
+    let period = if terminal { 1.0 } else { 10.0 };
+    let mut drawn = std::time::Instant::now();
+    while !ended.load(Ordering::Acquire) {
+        std::thread::sleep(Duration::from_millis(20));
+        if drawn.elapsed().as_secs_f64() < period {
+            continue;
+        }
+        drawn = std::time::Instant::now();
+        let (done, sent) = (progress.done.load(Ordering::Relaxed), progress.sent.load(Ordering::Relaxed));
+        let line = format!("sent {sent}/{total}, done {done}, in flight {}", sent.saturating_sub(done));
+        let mut err = std::io::stderr();
+        let _ = if terminal { write!(err, "\r\x1b[K{line}") } else { writeln!(err, "{line}") };
+    }
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
+}

@@ -1,0 +1,227 @@
+//! `loadgen selftest`: what this program measures of the mock, beside what the mock says really happened.
+//!
+//! The mock is a process of its own. Each request's error is its measured time less the mock's own account of the same
+//! request; what remains is this program, both network stacks and the loopback between them. The mock's lateness against
+//! its nominal schedule is shown beside it: where that is large, the machine is too busy for the mock, too.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use loadgen::measure::{Outcome, Samples};
+use serde_json::{Map, json};
+
+use crate::cli::{Cli, RunArgs};
+use crate::engine::target::{Given, Target};
+use crate::mock::truth::Truth;
+use crate::{engine, plan, run};
+
+/// How the self-test is made.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SelftestArgs {
+    /// Numbers of concurrent streams.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100, 1000])]
+    pub streams: Vec<usize>,
+    /// Time to the first token, milliseconds.
+    #[arg(long, default_value_t = 50.0)]
+    pub ttft_ms: f64,
+    /// Time between tokens, milliseconds.
+    #[arg(long, default_value_t = 50.0)]
+    pub itl_ms: f64,
+    /// Tokens of each answer.
+    #[arg(long, default_value_t = 100)]
+    pub tokens: u32,
+    /// Threads of the load generator.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Threads of the mock.
+    #[arg(long, default_value_t = 1)]
+    pub mock_threads: usize,
+    /// Tokens of all streams leave at the same moments, as from an engine's decode steps.
+    #[arg(long)]
+    pub in_step: bool,
+    /// Measure short requests as well: one token at once, as many at a time as this, for --short-seconds.
+    #[arg(long, default_value_t = 0)]
+    pub short: usize,
+    /// Short requests sent.
+    #[arg(long, default_value_t = 100_000)]
+    pub short_requests: usize,
+    /// Write the figures as one flat JSON object.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Shorter answers.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// Error of one number of streams, milliseconds.
+struct Row {
+    streams: usize,
+    ttft: Samples,
+    tpot: Samples,
+    mock_late: Samples,
+    audit: loadgen::audit::Audit,
+    failed: usize,
+}
+
+/// Runs it. The exit code: 1 if a request failed.
+///
+/// # Errors
+/// If the mock cannot be started or answers nonsense.
+pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
+    let mut figures = Map::new();
+    let mut failed = 0;
+    println!(
+        "{:>8} {:>11} {:>11} {:>11} {:>11} {:>14}   ms of error, and verdict",
+        "streams", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "mock late p99"
+    );
+    for &streams in &args.streams {
+        let row = streams_row(args, streams)?;
+        failed += row.failed;
+        let cell = |s: &Samples, p: f64| s.p(p).unwrap_or(f64::NAN);
+        println!(
+            "{:>8} {:>11.4} {:>11.4} {:>11.4} {:>11.4} {:>14.4}   busy {:.0} %, {}",
+            row.streams,
+            cell(&row.ttft, 50.0),
+            cell(&row.ttft, 99.0),
+            cell(&row.tpot, 50.0),
+            cell(&row.tpot, 99.0),
+            cell(&row.mock_late, 99.0),
+            row.audit.busy_max() * 100.0,
+            row.audit.verdict()
+        );
+        for (name, samples) in [("ttft_error", &row.ttft), ("tpot_error", &row.tpot), ("mock_late", &row.mock_late)] {
+            for p in [50, 99] {
+                figures.insert(format!("streams_{streams}_{name}_p{p}_ms"), json!(samples.p(f64::from(p))));
+            }
+        }
+        for (name, value) in row.audit.figures() {
+            figures.insert(format!("streams_{streams}_{name}"), value);
+        }
+        figures.insert(format!("streams_{streams}_failed"), json!(row.failed));
+    }
+    if args.short > 0 {
+        failed += short(args, &mut figures)?;
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(u8::from(failed > 0))
+}
+
+fn streams_row(args: &SelftestArgs, streams: usize) -> anyhow::Result<Row> {
+    let mock = Mock::start(args, args.ttft_ms, args.itl_ms)?;
+    let tokens = if args.quick { args.tokens.min(20) } else { args.tokens };
+    let stream_s = (args.ttft_ms + args.itl_ms * f64::from(tokens - 1)) / 1e3;
+    // All streams come within half of the time that one takes: they run at once for the other half.
+    let spread_s = (stream_s / 2.0).max(0.1);
+    let rounds = if streams < 100 { 4 } else { 1 };
+    let run = run_args(
+        &mock.url,
+        args.threads,
+        &[
+            ("--num-prompts", (streams * rounds).to_string()),
+            ("--request-rate", (streams as f64 / spread_s).to_string()),
+            ("--random-input-len", "16".into()),
+            ("--random-output-len", tokens.to_string()),
+            ("--max-concurrency", streams.to_string()),
+        ],
+    )?;
+    let (outcomes, audit) = run::measure(&run, &plan::plan(&run)?)?;
+    let truths = mock.truths()?;
+    let pair = |o: &Outcome| truths.get(&(o.index as u64)).copied();
+    let done: Vec<(&Outcome, Truth)> =
+        outcomes.iter().filter(|o| o.error.is_none()).filter_map(|o| Some((o, pair(o)?))).collect();
+    let nominal = |t: &Truth| t.ttft_ms() - args.ttft_ms;
+    Ok(Row {
+        streams,
+        ttft: Samples::new(done.iter().filter_map(|(o, t)| Some(o.ttft_from_send_ms()? - t.ttft_ms())).collect()),
+        tpot: Samples::new(done.iter().filter_map(|(o, t)| Some((o.tpot_ms()? - t.tpot_ms()?).abs())).collect()),
+        mock_late: Samples::new(done.iter().map(|(_, t)| nominal(t)).collect()),
+        audit,
+        failed: outcomes.len() - done.len(),
+    })
+}
+
+/// How many short requests a second go through.
+fn short(args: &SelftestArgs, figures: &mut Map<String, serde_json::Value>) -> anyhow::Result<usize> {
+    let mock = Mock::start(args, 0.0, 0.0)?;
+    let requests = if args.quick { args.short_requests.min(10_000) } else { args.short_requests };
+    let run = run_args(
+        &mock.url,
+        args.threads,
+        &[
+            ("--num-prompts", requests.to_string()),
+            ("--random-input-len", "4".into()),
+            ("--random-output-len", "1".into()),
+            ("--max-concurrency", args.short.to_string()),
+        ],
+    )?;
+    let (outcomes, audit) = run::measure(&run, &plan::plan(&run)?)?;
+    let report = loadgen::report::Report::new(&outcomes, &Default::default());
+    let rate = report.completed as f64 / report.duration_s;
+    println!("short requests, {} at a time: {rate:.0}/s, busy {:.0} %", args.short, audit.busy_max() * 100.0);
+    figures.insert("short_requests_per_s".into(), json!(rate));
+    figures.insert("short_busy_share".into(), json!(audit.busy_max()));
+    Ok(report.failed)
+}
+
+fn run_args(url: &str, threads: usize, flags: &[(&str, String)]) -> anyhow::Result<RunArgs> {
+    let threads = threads.to_string();
+    let mut line = vec!["loadgen", "--base-url", url, "--threads", &threads, "--no-progress"];
+    line.extend(["--model", "mock", "--num-warmups", "1"]);
+    line.extend(flags.iter().flat_map(|(name, value)| [*name, value.as_str()]));
+    Ok(Cli::try_parse_from(line)?.run)
+}
+
+/// A mock in a process of its own, ended when dropped.
+struct Mock {
+    child: Child,
+    url: String,
+}
+
+impl Mock {
+    fn start(args: &SelftestArgs, ttft_ms: f64, itl_ms: f64) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["mock", "--listen", "127.0.0.1:0", "--threads", &args.mock_threads.to_string()]);
+        command.args(["--ttft-ms", &ttft_ms.to_string(), "--itl-ms", &itl_ms.to_string()]);
+        if args.in_step {
+            command.arg("--in-step");
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().context("starting the mock")?;
+        let mut line = String::new();
+        let out = child.stdout.take().context("the mock has no output")?;
+        let mut mock = Self { child, url: String::new() };
+        BufReader::new(out).read_line(&mut line)?;
+        ensure!(line.starts_with("ready "), "the mock did not start: {line}");
+        mock.url = line.trim_start_matches("ready ").trim().to_owned();
+        Ok(mock)
+    }
+
+    /// What happened since the last time this was asked, by request.
+    fn truths(&self) -> anyhow::Result<HashMap<u64, Truth>> {
+        let target = Target::new(&Given {
+            base_url: &self.url,
+            path: "/",
+            api_key: None,
+            headers: &[],
+            http2: false,
+            timeout: Duration::from_secs(60),
+        })?;
+        let body = engine::block_on(run::get(&target, "/truth"))??;
+        let truths: Vec<Truth> = serde_json::from_slice(&body).context("the mock's truth is not what it should be")?;
+        Ok(truths.into_iter().map(|t| (t.id, t)).collect())
+    }
+}
+
+impl Drop for Mock {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
