@@ -43,8 +43,32 @@ pub enum Command {
 pub enum DatasetName {
     /// Lengths from --random-input-len and --random-output-len, arrivals from --request-rate.
     Random,
-    /// Lengths and arrivals of a recorded trace (Azure CSV or Mooncake JSON lines).
+    /// Lengths and arrivals of a recorded trace: Azure CSV, BurstGPT CSV or Mooncake JSON lines.
     Trace,
+    /// Questions, or with --multi-turn conversations, of ShareGPT's JSON.
+    Sharegpt,
+    /// JSON lines with `prompt` (text or token ids) or `messages`, and perhaps `output_tokens`.
+    #[value(alias = "jsonl")]
+    Custom,
+}
+
+/// How gaps between arrivals vary.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum ArrivalPattern {
+    /// As --burstiness says: Poisson unless it is changed.
+    #[value(alias = "poisson")]
+    Gamma,
+    /// Not at all.
+    Constant,
+}
+
+/// How a ramp rises.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum RampUp {
+    /// By the same amount in the same time.
+    Linear,
+    /// By the same factor in the same time.
+    Exponential,
 }
 
 /// A run.
@@ -71,10 +95,10 @@ pub struct RunArgs {
     /// Where requests come from.
     #[arg(long, value_enum, default_value = "random")]
     pub dataset_name: DatasetName,
-    /// Trace file, for --dataset-name trace.
+    /// File of the trace, conversations or JSON lines.
     #[arg(long, visible_alias = "input-file")]
     pub dataset_path: Option<PathBuf>,
-    /// Number of requests (trace: the first so many; all when left out).
+    /// Number of requests, or of sessions (from a file: the first so many; all when left out).
     #[arg(long, visible_alias = "request-count")]
     pub num_prompts: Option<usize>,
     /// Requests a second; `inf` sends all at once. For a trace: rescales it to this mean rate.
@@ -83,6 +107,42 @@ pub struct RunArgs {
     /// Shape of the gamma distribution of gaps: 1 is Poisson, below is burstier.
     #[arg(long, visible_alias = "arrival-smoothness", default_value_t = 1.0)]
     pub burstiness: f64,
+    /// Gaps between arrivals.
+    #[arg(long, value_enum, default_value = "gamma")]
+    pub arrival_pattern: ArrivalPattern,
+    /// Send for so many seconds instead of a number of requests.
+    #[arg(long, conflicts_with = "num_prompts")]
+    pub benchmark_duration: Option<f64>,
+    /// Rates one after another: seconds and requests a second, or a straight ramp, as in `60s:10,30s:10-50,60s:50`.
+    #[arg(long, conflicts_with_all = ["request_rate", "benchmark_duration", "ramp_up_strategy"])]
+    pub stages: Option<String>,
+    /// The rate rises over the whole run, from --ramp-up-start-rps to --ramp-up-end-rps.
+    #[arg(long, value_enum, requires_all = ["ramp_up_start_rps", "ramp_up_end_rps"], conflicts_with_all = ["request_rate", "benchmark_duration"])]
+    pub ramp_up_strategy: Option<RampUp>,
+    /// Rate at the beginning of the ramp, requests a second.
+    #[arg(long)]
+    pub ramp_up_start_rps: Option<f64>,
+    /// Rate at its end.
+    #[arg(long)]
+    pub ramp_up_end_rps: Option<f64>,
+    /// Turns of a session: each carries what was said before it, and is due --think-time after the answer to the last.
+    #[arg(long, visible_alias = "session-turns-mean", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub session_turns: u32,
+    /// Time between an answer and the session's next turn, seconds.
+    #[arg(long, default_value_t = 0.0)]
+    pub think_time: f64,
+    /// Percentage of requests whose client leaves before the end.
+    #[arg(long, default_value_t = 0.0)]
+    pub request_cancellation_rate: f64,
+    /// How long after sending it leaves, seconds.
+    #[arg(long, default_value_t = 0.0)]
+    pub request_cancellation_delay: f64,
+    /// Trace: this many times as fast.
+    #[arg(long, conflicts_with = "request_rate")]
+    pub trace_speedup: Option<f64>,
+    /// ShareGPT: send whole conversations, turn by turn.
+    #[arg(long)]
+    pub multi_turn: bool,
     /// Trace: skip requests before this offset, seconds.
     #[arg(long, default_value_t = 0.0)]
     pub trace_start: f64,
@@ -104,6 +164,12 @@ pub struct RunArgs {
     /// Lengths vary by this share of the mean, up and down.
     #[arg(long, default_value_t = 0.0)]
     pub random_range_ratio: f64,
+    /// Tokens of a prefix before every prompt, shared by those that draw the same.
+    #[arg(long, visible_alias = "prefix-prompt-length", default_value_t = 0)]
+    pub random_prefix_len: u32,
+    /// How many such prefixes there are.
+    #[arg(long, visible_alias = "num-prefix-prompts", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub num_prefixes: u32,
     /// Prompt token ids are drawn from 1 to this, less one.
     #[arg(long, default_value_t = 1000)]
     pub vocab_size: u32,

@@ -23,8 +23,14 @@ pub fn table(report: &Report, steady: Option<&Steady>, percentiles: &[f64]) -> S
     };
     line("Successful requests:", report.completed.to_string());
     line("Failed requests:", report.failed.to_string());
+    if report.cancelled > 0 {
+        line("Cancelled requests:", report.cancelled.to_string());
+    }
     line("Benchmark duration (s):", format!("{:.2}", report.duration_s));
     line("Total input tokens:", report.prompt_tokens.to_string());
+    if report.prompts_off > 0 {
+        line("Prompts of another length than planned:", report.prompts_off.to_string());
+    }
     line("Total generated tokens:", report.output_tokens.to_string());
     line("Request throughput (req/s):", format!("{:.2}", per_s(report.completed as f64)));
     if let Some(good) = report.good {

@@ -1,21 +1,46 @@
 //! What is sent: prompt and output lengths, from a distribution or from a recorded trace.
 //!
 //! Prompts are token-id arrays, so their length in tokens is exact whatever the server's tokenizer is. Trace formats:
-//! Azure LLM inference CSV (`TIMESTAMP,ContextTokens,GeneratedTokens`) and Mooncake JSON lines (`timestamp` in ms,
-//! `input_length`, `output_length`). Lines are never skipped silently: a bad one is an error with its number.
+//! Azure LLM inference CSV (`TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT CSV (`Timestamp,…,Request tokens,Response
+//! tokens,…`) and Mooncake JSON lines (`timestamp` in ms, `input_length`, `output_length`, `hash_ids` of blocks of 512 tokens:
+//! requests that share ids share those tokens). Lines are never skipped silently: a bad one is an error with its number.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::prompt::{Block, Kind, Prompt};
+
+/// Tokens of a block that one of Mooncake's hash ids stands for.
+const HASH_BLOCK_TOKENS: u32 = 512;
+
 /// One request to send.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// Offset from the start of the run, seconds.
+    /// Offset from the start of the run, seconds; of a session's later turns, from the end of the answer before.
     pub at_s: f64,
-    /// Prompt length, tokens.
+    /// Prompt length, tokens; of text, a guess.
     pub prompt_tokens: u32,
     /// Most tokens to generate.
     pub output_tokens: u32,
+    /// What is asked.
+    pub prompt: Prompt,
+    /// Its session if it has one, and which turn of it, from 0.
+    pub turn: Option<(u32, u32)>,
+    /// The client leaves this long after sending, seconds.
+    pub cancel_after_s: Option<f64>,
+}
+
+impl Planned {
+    /// A request that stands alone.
+    pub fn new(at_s: f64, prompt: Prompt, output_tokens: u32) -> Self {
+        let prompt_tokens = prompt.tokens();
+        Self { at_s, prompt_tokens, output_tokens, prompt, turn: None, cancel_after_s: None }
+    }
+
+    /// Whether it waits for an answer before it is due.
+    pub fn follows(&self) -> bool {
+        self.turn.is_some_and(|(_, turn)| turn > 0)
+    }
 }
 
 /// What is wrong with a trace.
@@ -23,7 +48,7 @@ pub struct Planned {
 pub enum TraceError {
     /// Neither known format.
     #[error(
-        "unknown trace format: want an Azure CSV with the header TIMESTAMP,ContextTokens,GeneratedTokens or Mooncake JSON lines, found `{0}`"
+        "unknown trace format: want an Azure CSV with the header TIMESTAMP,ContextTokens,GeneratedTokens, a BurstGPT CSV with Timestamp, Request tokens and Response tokens, or Mooncake JSON lines, found `{0}`"
     )]
     Format(String),
     /// A line that does not parse.
@@ -39,23 +64,28 @@ pub enum TraceError {
     Empty,
 }
 
-/// Parses a trace of either format; offsets count from its first request and are sorted.
+/// Parses a trace of any of the formats; offsets count from its first request and are sorted.
 pub fn parse_trace(text: &str) -> Result<Vec<Planned>, TraceError> {
     let first = text.lines().find(|l| !l.trim().is_empty() && !l.starts_with('#')).unwrap_or_default();
+    let format = Format::of(first).ok_or_else(|| TraceError::Format(first.chars().take(60).collect()))?;
+    let header_lines = usize::from(format != Format::Mooncake);
+    let lines =
+        text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')).skip(header_lines);
     let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') || line.starts_with("TIMESTAMP") {
-            continue;
-        }
-        let parsed = if first.starts_with("TIMESTAMP") {
-            azure_row(line)
-        } else if first.starts_with('{') {
-            mooncake_row(line)
-        } else {
-            return Err(TraceError::Format(first.chars().take(60).collect()));
+    for (index, line) in lines {
+        let row = match &format {
+            Format::Azure => azure_row(line),
+            Format::BurstGpt(columns) => burst_row(line, columns),
+            Format::Mooncake => mooncake_row(line),
         };
-        rows.push(parsed.map_err(|what| TraceError::Line { line: index + 1, what })?);
+        let row = row.map_err(|what| TraceError::Line { line: index + 1, what })?;
+        let hashes: Vec<u64> = row.hashes;
+        let prompt = if hashes.is_empty() {
+            Prompt::own(0, rows.len(), row.prompt_tokens)
+        } else {
+            hashed(&hashes, row.prompt_tokens)
+        };
+        rows.push(Planned { prompt_tokens: row.prompt_tokens, ..Planned::new(row.at_s, prompt, row.output_tokens) });
     }
     let start = rows.iter().map(|r| r.at_s).fold(f64::INFINITY, f64::min);
     if rows.is_empty() {
@@ -68,15 +98,73 @@ pub fn parse_trace(text: &str) -> Result<Vec<Planned>, TraceError> {
     Ok(rows)
 }
 
-fn azure_row(line: &str) -> Result<Planned, String> {
+#[derive(PartialEq)]
+enum Format {
+    Azure,
+    /// Columns of time, prompt and answer.
+    BurstGpt([usize; 3]),
+    Mooncake,
+}
+
+impl Format {
+    fn of(first: &str) -> Option<Self> {
+        if first.starts_with("TIMESTAMP") {
+            return Some(Self::Azure);
+        }
+        if first.starts_with('{') {
+            return Some(Self::Mooncake);
+        }
+        let header: Vec<&str> = first.split(',').map(str::trim).collect();
+        let column = |name: &str| header.iter().position(|h| *h == name);
+        Some(Self::BurstGpt([column("Timestamp")?, column("Request tokens")?, column("Response tokens")?]))
+    }
+}
+
+/// A line of a trace.
+struct Row {
+    at_s: f64,
+    prompt_tokens: u32,
+    output_tokens: u32,
+    hashes: Vec<u64>,
+}
+
+/// The prompt that hash ids stand for: a block an id, what is left beyond them in the last.
+fn hashed(ids: &[u64], tokens: u32) -> Prompt {
+    let mut left = tokens;
+    let mut blocks: Vec<Block> = Vec::with_capacity(ids.len());
+    for &id in ids {
+        let take = left.min(HASH_BLOCK_TOKENS);
+        left -= take;
+        blocks.push(Block::new(Kind::Hash, 0, id, take));
+    }
+    if let Some(last) = blocks.last_mut() {
+        last.tokens += left;
+    }
+    Prompt::Blocks(blocks)
+}
+
+fn azure_row(line: &str) -> Result<Row, String> {
     let fields: Vec<&str> = line.split(',').collect();
     let [timestamp, prompt, output] = fields[..] else {
         return Err(format!("want 3 comma-separated fields, found {}", fields.len()));
     };
-    Ok(Planned {
+    Ok(Row {
         at_s: seconds(timestamp)?,
         prompt_tokens: count("ContextTokens", prompt)?,
         output_tokens: count("GeneratedTokens", output)?,
+        hashes: Vec::new(),
+    })
+}
+
+fn burst_row(line: &str, [at, prompt, output]: &[usize; 3]) -> Result<Row, String> {
+    let fields: Vec<&str> = line.split(',').collect();
+    let field = |i: usize| fields.get(i).copied().ok_or_else(|| format!("only {} fields", fields.len()));
+    let at_s = field(*at)?;
+    Ok(Row {
+        at_s: at_s.trim().parse().map_err(|_| format!("Timestamp is not a number of seconds: `{at_s}`"))?,
+        prompt_tokens: count("Request tokens", field(*prompt)?)?,
+        output_tokens: count("Response tokens", field(*output)?)?,
+        hashes: Vec::new(),
     })
 }
 
@@ -100,14 +188,19 @@ fn seconds(text: &str) -> Result<f64, String> {
     Ok(days as f64 * 86_400.0 + h * 3600.0 + m * 60.0 + s)
 }
 
-fn mooncake_row(line: &str) -> Result<Planned, String> {
+fn mooncake_row(line: &str) -> Result<Row, String> {
     let value: serde_json::Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
     let number = |key: &str| value[key].as_f64().ok_or_else(|| format!("`{key}` is missing or not a number"));
     let tokens = |key: &str| number(key).map(|n| n as u32);
-    Ok(Planned {
+    let hashes = match &value["hash_ids"] {
+        serde_json::Value::Null => Vec::new(),
+        ids => serde_json::from_value(ids.clone()).map_err(|e| format!("`hash_ids` is no list of numbers: {e}"))?,
+    };
+    Ok(Row {
         at_s: number("timestamp")? / 1000.0,
         prompt_tokens: tokens("input_length")?,
         output_tokens: tokens("output_length")?,
+        hashes,
     })
 }
 
@@ -134,12 +227,6 @@ pub fn random_lengths(count: usize, prompt: u32, output: u32, ratio: f64, seed: 
     (0..count).map(|_| (draw(prompt), draw(output))).collect()
 }
 
-/// Token ids of one prompt: reproducible from the seed and the request's index; never id 0, often a padding id.
-pub fn prompt_ids(tokens: u32, vocab: u32, seed: u64, index: usize) -> Vec<u32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    (0..tokens.max(1)).map(|_| rng.random_range(1..vocab.max(2))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +236,8 @@ mod tests {
         let text =
             "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 23:59:59.5,374,44\n2023-11-17 00:00:01.0,396,109\n";
         let rows = parse_trace(text).unwrap();
-        assert_eq!(rows[0], Planned { at_s: 0.0, prompt_tokens: 374, output_tokens: 44 });
+        assert_eq!((rows[0].at_s, rows[0].prompt_tokens, rows[0].output_tokens), (0.0, 374, 44));
+        assert_eq!(rows[0].prompt.ids(100).unwrap().len(), 374);
         assert!((rows[1].at_s - 1.5).abs() < 1e-6, "across midnight: {}", rows[1].at_s);
     }
 
@@ -165,14 +253,34 @@ mod tests {
     fn mooncake_rows_become_offsets() {
         let text = "{\"timestamp\": 1000, \"input_length\": 7, \"output_length\": 5, \"hash_ids\": [0]}\n{\"timestamp\": 3500, \"input_length\": 8, \"output_length\": 6}\n";
         let rows = parse_trace(text).unwrap();
-        assert_eq!(rows[1], Planned { at_s: 2.5, prompt_tokens: 8, output_tokens: 6 });
+        assert_eq!((rows[1].at_s, rows[1].prompt_tokens, rows[1].output_tokens), (2.5, 8, 6));
+    }
+
+    #[test]
+    fn equal_hash_ids_are_equal_prefixes() {
+        let line = |length: u32, ids: &str| {
+            format!("{{\"timestamp\": 0, \"input_length\": {length}, \"output_length\": 1, \"hash_ids\": [{ids}]}}\n")
+        };
+        let text = line(1100, "7, 8, 9") + &line(1030, "7, 8, 5") + &line(600, "1, 8");
+        let ids: Vec<Vec<u32>> = parse_trace(&text).unwrap().iter().map(|r| r.prompt.ids(1000).unwrap()).collect();
+        assert_eq!([ids[0].len(), ids[1].len(), ids[2].len()], [1100, 1030, 600]);
+        assert_eq!(ids[0][..1024], ids[1][..1024]);
+        assert_ne!(ids[0][1024..1030], ids[1][1024..1030]);
+        assert_ne!(ids[0][..512], ids[2][..512]);
+    }
+
+    #[test]
+    fn burst_gpt_rows_become_offsets() {
+        let text = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,,1.2,ChatGPT,472,18,490,Conversation log\n45.5,,2,GPT-4,1087,230,1317,Conversation log\n";
+        let rows = parse_trace(text).unwrap();
+        assert_eq!((rows[1].at_s, rows[1].prompt_tokens, rows[1].output_tokens), (40.5, 1087, 230));
     }
 
     #[test]
     fn rescaling_keeps_the_shape_of_arrivals() {
         let at = |rate| {
             let mut plan: Vec<Planned> =
-                [10.0, 11.0, 14.0].map(|at_s| Planned { at_s, prompt_tokens: 1, output_tokens: 1 }).to_vec();
+                [10.0, 11.0, 14.0].map(|at_s| Planned::new(at_s, Prompt::own(0, 0, 1), 1)).to_vec();
             rescale(&mut plan, rate);
             [plan[0].at_s, plan[1].at_s, plan[2].at_s]
         };
@@ -199,13 +307,5 @@ mod tests {
             assert_eq!(parse_trace(text).unwrap_err().to_string(), want);
         }
         assert!(matches!(parse_trace("hello\n"), Err(TraceError::Format(_))));
-    }
-
-    #[test]
-    fn prompts_are_reproducible_and_in_the_vocabulary() {
-        let ids = prompt_ids(1000, 50, 3, 1);
-        assert_eq!(ids, prompt_ids(1000, 50, 3, 1));
-        assert_ne!(ids, prompt_ids(1000, 50, 3, 2));
-        assert!(ids.iter().all(|&id| (1..50).contains(&id)));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Definitions of every figure: `measure.rs`. How they are taken: `engine/mod.rs`.
 
+mod body;
 mod cli;
 mod clock;
 mod engine;

@@ -13,6 +13,7 @@
 //! - **E2E**: from the scheduled moment to the last content chunk; **from send** likewise.
 //! - **Send lag**: from the scheduled moment to sending. With a limit on concurrency, waiting for a place is part of it.
 //! - **Throughput**: completed requests' output tokens over the time from the first scheduled send to the last chunk.
+//! - **Cancelled** requests are those that the plan ends before their answer does. They are counted, and enter nothing else.
 //! - **Goodput**: requests that meet every given objective, over the same duration. A failed request meets none.
 //!
 //! Percentiles are exact (nearest rank on all samples), not estimated from buckets. Times are nanoseconds from the start of
@@ -35,15 +36,24 @@ pub struct Outcome {
     pub chunks_ns: Vec<u64>,
     /// Completion tokens so far at each such chunk, if the server tells them with every one; else empty.
     pub told: Vec<u32>,
+    /// Prompt tokens that the server should count; `None` where the plan only guesses.
+    pub expected_prompt_tokens: Option<u32>,
     /// Prompt tokens: from the server's usage, else as planned.
     pub prompt_tokens: u32,
     /// Completion tokens: from the server's usage, else the number of chunks.
     pub output_tokens: u32,
+    /// The client left before the end, as the plan has it.
+    pub cancelled: bool,
     /// Why it failed, if it did.
     pub error: Option<String>,
 }
 
 impl Outcome {
+    /// True if it neither failed nor was cancelled.
+    pub fn completed(&self) -> bool {
+        self.error.is_none() && !self.cancelled
+    }
+
     /// Arrival of the first chunk with content.
     pub fn first_ns(&self) -> Option<u64> {
         self.chunks_ns.first().copied()
@@ -114,7 +124,7 @@ impl Outcome {
     /// True if it completed and its TTFT and TPOT are within the objectives.
     pub fn meets(&self, goal: &Objectives) -> bool {
         let within = |value: Option<f64>, limit: Option<f64>| limit.is_none_or(|l| value.is_none_or(|v| v <= l));
-        self.error.is_none()
+        self.completed()
             && within(self.ttft_ms(), goal.ttft_ms)
             && within(self.tpot_ms(), goal.tpot_ms)
             && within(self.e2e_ms(), goal.e2e_ms)

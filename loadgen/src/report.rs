@@ -13,6 +13,10 @@ pub struct Report {
     pub completed: usize,
     /// Requests that failed.
     pub failed: usize,
+    /// Requests that the plan ended.
+    pub cancelled: usize,
+    /// Completed requests whose prompt the server counts otherwise than planned.
+    pub prompts_off: usize,
     /// Duration, seconds: first scheduled send to last chunk.
     pub duration_s: f64,
     /// Prompt tokens of completed requests.
@@ -35,13 +39,15 @@ pub fn marks(samples: &Samples) -> [(&'static str, Option<f64>); 4] {
 impl Report {
     /// Computes a report from outcomes.
     pub fn new(outcomes: &[Outcome], goal: &Objectives) -> Self {
-        let done: Vec<&Outcome> = outcomes.iter().filter(|o| o.error.is_none()).collect();
+        let done: Vec<&Outcome> = outcomes.iter().filter(|o| o.completed()).collect();
         let start = outcomes.iter().map(|o| o.scheduled_ns).min().unwrap_or(0);
         let end = outcomes.iter().filter_map(Outcome::last_ns).fold(start, u64::max);
         let each = |f: fn(&Outcome) -> Option<f64>| Samples::new(done.iter().filter_map(|o| f(o)).collect());
         Self {
             completed: done.len(),
-            failed: outcomes.len() - done.len(),
+            failed: outcomes.iter().filter(|o| o.error.is_some()).count(),
+            cancelled: outcomes.iter().filter(|o| o.cancelled).count(),
+            prompts_off: done.iter().filter(|o| o.expected_prompt_tokens.is_some_and(|n| n != o.prompt_tokens)).count(),
             duration_s: (end - start) as f64 / 1e9,
             prompt_tokens: done.iter().map(|o| u64::from(o.prompt_tokens)).sum(),
             output_tokens: done.iter().map(|o| u64::from(o.output_tokens)).sum(),
@@ -71,6 +77,8 @@ impl Report {
         let rate = |n: f64| if self.duration_s > 0.0 { n / self.duration_s } else { 0.0 };
         out.insert("completed".into(), json!(self.completed));
         out.insert("failed".into(), json!(self.failed));
+        out.insert("cancelled".into(), json!(self.cancelled));
+        out.insert("prompts_off".into(), json!(self.prompts_off));
         out.insert("duration_s".into(), json!(self.duration_s));
         out.insert("prompt_tokens".into(), json!(self.prompt_tokens));
         out.insert("output_tokens".into(), json!(self.output_tokens));

@@ -16,11 +16,12 @@ use loadgen::result::{self, About};
 use loadgen::steady::Steady;
 use serde_json::Value;
 
+use crate::body::Template;
 use crate::cli::RunArgs;
 use crate::engine::connect::Pool;
 use crate::engine::target::{Given, Target};
 use crate::engine::{self, Config, Job, Progress, request};
-use crate::plan::{self, Template};
+use crate::plan;
 
 /// How a run went.
 pub struct Finished {
@@ -37,10 +38,10 @@ pub struct Finished {
 impl Finished {
     /// The exit code: 1 if everything failed, 3 if the client was the limit.
     pub fn exit_code(&self) -> u8 {
-        match (self.report.completed, self.audit.verdict()) {
-            (0, _) => 1,
-            (_, Verdict::Valid) => 0,
-            (_, Verdict::ClientLimited(_)) => 3,
+        match self.audit.verdict() {
+            _ if self.report.completed == 0 && self.report.failed > 0 => 1,
+            Verdict::Valid => 0,
+            Verdict::ClientLimited(_) => 3,
         }
     }
 }
@@ -113,7 +114,8 @@ pub fn measure(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<(Vec<Outcome>
         run_id: format!("loadgen{:x}", since_epoch.as_micros() as u64),
     };
     for i in 0..args.num_warmups {
-        let one = Job { at_ns: 0, ..jobs[i % jobs.len()].clone() };
+        let first = jobs[i % jobs.len()].turns[..1].to_vec();
+        let one = Job { at_ns: 0, turns: first };
         engine::run(&target, vec![one], &config, &Arc::default())?;
     }
     let progress = Arc::new(Progress::default());
@@ -126,11 +128,11 @@ pub fn measure(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<(Vec<Outcome>
         ended.store(true, Ordering::Release);
         run
     })?;
-    let audit = audit(&run, plan.len(), descriptors_max, args.max_concurrency.is_some());
+    let audit = audit(&run, plan, descriptors_max, args.max_concurrency.is_some());
     Ok((run.outcomes, audit))
 }
 
-fn audit(run: &engine::Run, planned: usize, descriptors_max: u64, limited: bool) -> Audit {
+fn audit(run: &engine::Run, plan: &[Planned], descriptors_max: u64, limited: bool) -> Audit {
     let lag = Samples::new(run.outcomes.iter().map(Outcome::own_lag_ms).collect());
     let ttft = Samples::new(run.outcomes.iter().filter_map(Outcome::ttft_ms).collect());
     let ascending = |f: fn(&Outcome) -> u64| {
@@ -140,12 +142,12 @@ fn audit(run: &engine::Run, planned: usize, descriptors_max: u64, limited: bool)
     };
     let (asked_rate, achieved_rate) = audit::rates(&ascending(|o| o.scheduled_ns), &ascending(|o| o.sent_ns));
     Audit {
-        planned,
+        planned: plan.len(),
         sent: run.outcomes.len(),
         lag_p99_ms: lag.p(99.0).unwrap_or(0.0),
         ttft_p50_ms: ttft.p(50.0).unwrap_or(0.0),
         lag_max_ms: lag.p(100.0).unwrap_or(0.0),
-        asked_rate: asked_rate.filter(|_| !limited),
+        asked_rate: asked_rate.filter(|_| !limited && !plan.iter().any(Planned::follows)),
         achieved_rate,
         descriptors_max,
         threads: run.threads.clone(),

@@ -46,6 +46,9 @@ pub enum ScheduleError {
     /// Rate not positive.
     #[error("--request-rate must be above 0 (or `inf`), not {0}")]
     Rate(f64),
+    /// A schedule that would not fit into memory.
+    #[error("the stages ask for more than {} requests", crate::profile::ARRIVALS_MAX)]
+    TooMany,
     /// Burstiness not positive.
     #[error("--burstiness must be above 0 (1 is Poisson), not {0}")]
     Burstiness(f64),

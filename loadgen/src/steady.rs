@@ -32,7 +32,7 @@ pub struct Steady {
 impl Steady {
     /// Finds it; `None` where too few requests completed or all were sent at once.
     pub fn find(outcomes: &[Outcome]) -> Option<Self> {
-        let mut done: Vec<&Outcome> = outcomes.iter().filter(|o| o.error.is_none()).collect();
+        let mut done: Vec<&Outcome> = outcomes.iter().filter(|o| o.completed()).collect();
         done.sort_unstable_by_key(|o| o.sent_ns);
         let ttft: Vec<f64> = done.iter().filter_map(|o| o.ttft_ms()).collect();
         if ttft.len() < REQUESTS_MIN {

@@ -6,25 +6,26 @@
 
 pub mod connect;
 pub mod request;
+mod session;
 pub mod target;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::HeaderValue;
 use loadgen::audit;
 use loadgen::measure::Outcome;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::LocalSet;
 
 use crate::clock::{Alarms, now_ns, thread_cpu_ns};
 use connect::Pool;
+use session::Session;
 use target::Target;
 
 /// The clock of a run starts this much after its threads do, so that none is late for the first request.
@@ -55,19 +56,32 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A request made ready.
+/// Requests that follow each other: one alone, or the turns of a session.
 #[derive(Clone)]
 pub struct Job {
+    /// When the first is due, nanoseconds from the start.
+    pub at_ns: u64,
+    /// One at least.
+    pub turns: Vec<Turn>,
+}
+
+/// A request made ready.
+#[derive(Clone)]
+pub struct Turn {
     /// Which request of the plan.
     pub index: usize,
-    /// When it is due, nanoseconds from the start.
-    pub at_ns: u64,
+    /// Time from the end of the answer before to when this is due, nanoseconds.
+    pub think_ns: u64,
     /// Its body.
     pub body: Bytes,
     /// Prompt tokens planned.
     pub prompt_tokens: u32,
+    /// Whether that is what the server should count.
+    pub is_exact: bool,
     /// Output tokens asked for.
     pub output_tokens: u32,
+    /// The client leaves this long after sending, nanoseconds.
+    pub cancel_after_ns: Option<u64>,
 }
 
 /// Progress counters, read by whoever draws them.
@@ -92,7 +106,7 @@ pub struct Config {
 
 /// What a run gave.
 pub struct Run {
-    /// One for each job, in the order of their index.
+    /// One for each request, in the order of their index.
     pub outcomes: Vec<Outcome>,
     /// How each thread fared.
     pub threads: Vec<audit::Thread>,
@@ -105,7 +119,17 @@ struct Shared {
     run_id: String,
 }
 
-/// Sends `jobs`, ascending in time, and waits for their ends. Blocks the calling thread.
+/// A place under the limit on concurrency, and since when; nothing where there is no limit.
+type Place = Option<(OwnedSemaphorePermit, u64)>;
+
+impl Shared {
+    async fn place(&self) -> Place {
+        let permit = Arc::clone(self.places.as_ref()?).acquire_owned().await.expect("nobody closes it");
+        Some((permit, now_ns()))
+    }
+}
+
+/// Sends `jobs`, ascending in the time of their first, and waits for their ends. Blocks the calling thread.
 ///
 /// # Errors
 /// If a thread cannot start: no descriptor for its loop or timer.
@@ -115,18 +139,18 @@ pub fn run(target: &Target, jobs: Vec<Job>, config: &Config, progress: &Arc<Prog
     for (i, job) in jobs.into_iter().enumerate() {
         parts[i % threads].push(job);
     }
-    let shared = Shared {
+    let shared = Arc::new(Shared {
         target: target.clone(),
         places: config.max_concurrency.map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
         progress: Arc::clone(progress),
         run_id: config.run_id.clone(),
-    };
+    });
     let start_ns = now_ns() + LEAD.as_nanos() as u64;
     let ends: Vec<anyhow::Result<(Vec<Outcome>, audit::Thread)>> = std::thread::scope(|scope| {
         let running: Vec<_> = parts
             .into_iter()
             .map(|part| {
-                let shared = &shared;
+                let shared = Arc::clone(&shared);
                 scope.spawn(move || thread(shared, part, start_ns))
             })
             .collect();
@@ -152,7 +176,7 @@ pub fn block_on<F: Future>(work: F) -> anyhow::Result<F::Output> {
     Ok(LocalSet::new().block_on(&runtime, work))
 }
 
-fn thread(shared: &Shared, jobs: Vec<Job>, start_ns: u64) -> anyhow::Result<(Vec<Outcome>, audit::Thread)> {
+fn thread(shared: Arc<Shared>, jobs: Vec<Job>, start_ns: u64) -> anyhow::Result<(Vec<Outcome>, audit::Thread)> {
     let head = Rc::new(shared.target.post()?);
     block_on(async {
         let alarms = Alarms::start().context("no descriptor for a timer")?;
@@ -165,38 +189,16 @@ fn thread(shared: &Shared, jobs: Vec<Job>, start_ns: u64) -> anyhow::Result<(Vec
         let watch = tokio::task::spawn_local(heartbeat(Rc::clone(&alarms), Rc::clone(&health)));
         for job in jobs {
             alarms.until(start_ns + job.at_ns).await;
-            let place = match &shared.places {
-                Some(places) => Some(Arc::clone(places).acquire_owned().await.context("the semaphore is open")?),
-                None => None,
+            let place = shared.place().await;
+            let session = Session {
+                pool: Rc::clone(&pool),
+                head: Rc::clone(&head),
+                alarms: Rc::clone(&alarms),
+                outcomes: Rc::clone(&outcomes),
+                shared: Arc::clone(&shared),
+                start_ns,
             };
-            let permitted_ns = match place {
-                Some(_) => now_ns() - start_ns,
-                None => job.at_ns,
-            };
-            let (pool, head, outcomes) = (Rc::clone(&pool), Rc::clone(&head), Rc::clone(&outcomes));
-            let (progress, timeout) = (Arc::clone(&shared.progress), shared.target.timeout);
-            let id = HeaderValue::from_str(&format!("{}-{}", shared.run_id, job.index)).ok();
-            tasks.spawn_local(async move {
-                progress.sent.fetch_add(1, Ordering::Relaxed);
-                let mut outcome = Outcome {
-                    index: job.index,
-                    scheduled_ns: job.at_ns,
-                    permitted_ns,
-                    prompt_tokens: job.prompt_tokens,
-                    output_tokens: job.output_tokens,
-                    ..Outcome::default()
-                };
-                let sending = request::run(&pool, &head, id, job.body, start_ns, &mut outcome);
-                let result = tokio::time::timeout(timeout, sending).await;
-                outcome.error = match result {
-                    Ok(Ok(())) => None,
-                    Ok(Err(failure)) => Some(failure.0),
-                    Err(_) => Some(format!("no end after {} s", timeout.as_secs())),
-                };
-                outcomes.borrow_mut().push(outcome);
-                drop(place);
-                progress.done.fetch_add(1, Ordering::Relaxed);
-            });
+            tasks.spawn_local(session.run(job, place));
             // Ended tasks give their memory back while the run goes on.
             while let Some(ended) = tasks.try_join_next() {
                 ended.context("a request's task panicked")?;
