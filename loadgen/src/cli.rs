@@ -34,6 +34,13 @@ pub enum Command {
     Compare(CompareArgs),
     /// Measure two targets in turns and compare them round by round.
     Ab(AbArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff).
+    Man,
     /// Find the highest rate that meets an objective, as an interval.
     Search(SearchArgs),
 }
@@ -206,6 +213,12 @@ pub struct RunArgs {
     /// Where the result goes.
     #[arg(long, visible_alias = "profile-export-file", default_value = "loadgen-result.json")]
     pub result_filename: PathBuf,
+    /// Write one self-contained page with plots.
+    #[arg(long)]
+    pub html: Option<PathBuf>,
+    /// Write every request as a line of CSV.
+    #[arg(long)]
+    pub csv: Option<PathBuf>,
     /// Percentiles on the console, beside the median.
     #[arg(long, value_delimiter = ',', default_values_t = [90.0, 99.0], value_parser = percentile)]
     pub metric_percentiles: Vec<f64>,

@@ -4,8 +4,11 @@
 pub mod audit;
 pub mod compare;
 pub mod console;
+pub mod csv;
 pub mod dataset;
+pub mod html;
 pub mod measure;
+pub mod plot;
 pub mod profile;
 pub mod prompt;
 pub mod report;

@@ -14,7 +14,7 @@ mod several;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -25,6 +25,14 @@ fn main() -> ExitCode {
         Some(cli::Command::Compare(args)) => several::compare(args),
         Some(cli::Command::Ab(args)) => several::ab(args),
         Some(cli::Command::Search(args)) => several::search(args),
+        Some(cli::Command::Completions { shell }) => {
+            clap_complete::generate(*shell, &mut cli::Cli::command(), "loadgen", &mut std::io::stdout());
+            Ok(0)
+        }
+        Some(cli::Command::Man) => {
+            let page = clap_mangen::Man::new(cli::Cli::command());
+            page.render(&mut std::io::stdout()).map(|()| 0).map_err(Into::into)
+        }
     };
     match result {
         Ok(code) => ExitCode::from(code),

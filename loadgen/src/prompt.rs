@@ -50,11 +50,11 @@ pub enum Kind {
     /// One request's own.
     Own = 0,
     /// A prefix that several requests share.
-    Prefix = 0x70_7265_6669_78,
+    Prefix = 0x7072_6566_6978,
     /// A block of a trace's prefix cache.
-    Hash = 0x68_6173_68,
+    Hash = 0x6861_7368,
     /// An answer in a session's context.
-    Answer = 0x61_6e73_7765_72,
+    Answer = 0x616e_7377_6572,
 }
 
 impl Prompt {

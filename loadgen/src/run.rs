@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use loadgen::audit::{self, Audit, Verdict};
-use loadgen::console;
 use loadgen::dataset::Planned;
 use loadgen::measure::{Objectives, Outcome, Samples};
 use loadgen::report::Report;
 use loadgen::result::{self, About};
 use loadgen::steady::Steady;
+use loadgen::{console, csv, html};
 use serde_json::Value;
 
 use crate::body::Template;
@@ -65,6 +65,12 @@ pub fn command(args: &RunArgs) -> anyhow::Result<u8> {
         figures.extend(run.audit.figures());
         write(path, &Value::Object(figures))?;
     }
+    if let Some(path) = &args.html {
+        write_text(path, &html::page(&run.about, &run.report, &run.audit, &run.outcomes))?;
+    }
+    if let Some(path) = &args.csv {
+        write_text(path, &csv::table(&run.outcomes))?;
+    }
     if args.save_result {
         let file = result::save(&run.about, &run.report, &run.audit, &run.outcomes, args.save_detailed);
         write(&args.result_filename, &file)?;
@@ -73,7 +79,10 @@ pub fn command(args: &RunArgs) -> anyhow::Result<u8> {
 }
 
 fn write(path: &Path, value: &Value) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
+    write_text(path, &(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -89,7 +98,7 @@ pub fn finish(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<Finished> {
         unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: args.model.clone().unwrap_or_default(),
         endpoint: args.endpoint.clone(),
-        command: std::env::args().collect(),
+        command: without_secrets(std::env::args()),
         seed: args.seed,
         workload: plan::workload(args, plan),
         request_rate: args.request_rate,
@@ -154,6 +163,21 @@ fn audit(run: &engine::Run, plan: &[Planned], descriptors_max: u64, limited: boo
     }
 }
 
+/// A command line that may be shown: the values of `--api-key` and `--header` are left out.
+fn without_secrets(line: impl Iterator<Item = String>) -> Vec<String> {
+    let mut hide = false;
+    line.map(|word| {
+        let flag = word.split('=').next().unwrap_or_default();
+        let secret = matches!(flag, "--api-key" | "--header");
+        match (std::mem::replace(&mut hide, secret && flag == word), secret && flag != word) {
+            (true, _) => "…".to_owned(),
+            (false, true) => format!("{flag}=…"),
+            (false, false) => word,
+        }
+    })
+    .collect()
+}
+
 fn target(args: &RunArgs) -> anyhow::Result<Target> {
     Target::new(&Given {
         base_url: &args.base_url,
@@ -192,19 +216,40 @@ pub async fn get(target: &Target, path: &str) -> anyhow::Result<bytes::Bytes> {
 fn draw(progress: &Progress, total: usize, ended: &AtomicBool) {
     let terminal = std::io::stderr().is_terminal();
     let period = if terminal { 1.0 } else { 10.0 };
-    let mut drawn = std::time::Instant::now();
+    let began = std::time::Instant::now();
+    let (mut drawn, mut chunks_before) = (began, 0);
     while !ended.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_millis(20));
-        if drawn.elapsed().as_secs_f64() < period {
+        let since = drawn.elapsed().as_secs_f64();
+        if since < period {
             continue;
         }
         drawn = std::time::Instant::now();
         let (done, sent) = (progress.done.load(Ordering::Relaxed), progress.sent.load(Ordering::Relaxed));
-        let line = format!("sent {sent}/{total}, done {done}, in flight {}", sent.saturating_sub(done));
+        let (failed, chunks) = (progress.failed.load(Ordering::Relaxed), progress.chunks.load(Ordering::Relaxed));
+        let chunk_rate = (chunks - chunks_before) as f64 / since;
+        chunks_before = chunks;
+        let line = format!(
+            "{:.0} s: sent {sent} of {total}, {} in flight, {done} done, {failed} failed, {chunk_rate:.0} chunks/s",
+            began.elapsed().as_secs_f64(),
+            sent.saturating_sub(done)
+        );
         let mut err = std::io::stderr();
         let _ = if terminal { write!(err, "\r\x1b[K{line}") } else { writeln!(err, "{line}") };
     }
     if terminal {
         eprint!("\r\x1b[K");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_written_down() {
+        let line = "loadgen --api-key k1 --seed 1 --header a:k2 --api-key=k3 --header=b:k4 --json x";
+        let shown = without_secrets(line.split(' ').map(str::to_owned)).join(" ");
+        assert_eq!(shown, "loadgen --api-key … --seed 1 --header … --api-key=… --header=… --json x");
     }
 }

@@ -72,8 +72,9 @@ pub fn json_lines(text: &str, output_tokens: u32) -> Result<Vec<Planned>, TraceE
 
 fn json_line(line: &str, output_tokens: u32) -> Result<Planned, String> {
     let mut value: Value = serde_json::from_str(line).map_err(|e| format!("not JSON: {e}"))?;
-    let output = ["output_tokens", "max_tokens"].iter().find_map(|key| value[*key].as_u64());
-    let prompt = match (value["prompt"].take(), value["messages"].take()) {
+    let output = ["output_tokens", "max_tokens"].iter().find_map(|key| value.get(key)?.as_u64());
+    let mut take = |key: &str| value.get_mut(key).map(Value::take).unwrap_or_default();
+    let prompt = match (take("prompt"), take("messages")) {
         (Value::String(text), _) => Prompt::Text(text),
         (ids @ Value::Array(_), _) => {
             Prompt::Ids(serde_json::from_value(ids).map_err(|e| format!("`prompt` is no list of token ids: {e}"))?)

@@ -129,3 +129,20 @@ fn search_encloses_what_the_server_can_do() {
         other => panic!("{other:?}: {}", text(&out)),
     }
 }
+
+#[test]
+fn page_table_completions_and_manual_are_written() {
+    let mock = Mock::start(&["--ttft-ms", "2", "--itl-ms", "1", "--error-every", "10"]);
+    let dir = tempfile::tempdir().unwrap();
+    let (page, csv) = (dir.path().join("run.html"), dir.path().join("run.csv"));
+    let files = ["--html", page.to_str().unwrap(), "--csv", csv.to_str().unwrap()];
+    let (out, _) =
+        run(&mock, &[&["--num-prompts", "60", "--random-output-len", "4", "--seed", "77"], &files[..]].concat());
+    let page = std::fs::read_to_string(page).unwrap_or_else(|e| panic!("{e}: {}", text(&out)));
+    assert!(page.contains("seed 77") && page.contains("as --error-every asks") && page.ends_with("</html>\n"));
+    assert_eq!(std::fs::read_to_string(csv).unwrap().lines().count(), 61);
+    for (args, want) in [(&["completions", "bash"][..], "--request-rate"), (&["man"], "request\\-rate")] {
+        let out = loadgen(args);
+        assert!(out.status.success() && text(&out).contains(want), "{args:?}");
+    }
+}

@@ -91,6 +91,10 @@ pub struct Progress {
     pub sent: AtomicUsize,
     /// Requests ended, well or not.
     pub done: AtomicUsize,
+    /// Requests failed.
+    pub failed: AtomicUsize,
+    /// Chunks with content in requests that ended.
+    pub chunks: AtomicUsize,
 }
 
 /// How a run is made.

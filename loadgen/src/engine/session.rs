@@ -27,7 +27,7 @@ impl Session {
     pub async fn run(self, job: Job, place: Place) {
         let (mut due_ns, mut place) = (job.at_ns, Some(place));
         let mut turns = job.turns.into_iter();
-        while let Some(turn) = turns.next() {
+        for turn in turns.by_ref() {
             let place = match place.take() {
                 Some(first) => first,
                 None => {
@@ -76,7 +76,8 @@ impl Session {
                 },
             }
         });
-        match ended.await {
+        let ended = ended.await;
+        match ended {
             Ok(Some(Ok(()))) => {}
             Ok(Some(Err(failure))) => outcome.error = Some(failure.0),
             Ok(None) => outcome.cancelled = true,
@@ -86,6 +87,8 @@ impl Session {
             outcome.output_tokens = outcome.output_tokens.min(outcome.chunks_ns.len() as u32);
         }
         progress.done.fetch_add(1, Ordering::Relaxed);
+        progress.failed.fetch_add(usize::from(outcome.error.is_some()), Ordering::Relaxed);
+        progress.chunks.fetch_add(outcome.chunks_ns.len(), Ordering::Relaxed);
         outcome
     }
 }
