@@ -20,6 +20,8 @@
 mod codec;
 mod events;
 mod flags;
+mod holds;
+mod lifetime;
 mod record;
 mod release;
 mod replay;
@@ -28,9 +30,11 @@ mod state;
 mod stats;
 mod stream;
 mod types;
+mod view;
 
 pub use codec::Malformed;
 pub use flags::FlagKey;
+pub use holds::HoldSpan;
 pub use record::{Aside, Entry as RecordEntry, RecordLimits, Recording};
 pub use replay::{Record, RecordError, ReplayError, Replayed, Spectator};
 pub(crate) use state::sorted;
@@ -41,15 +45,17 @@ pub use types::{
     Action, EventKey, EventStatus, HintInput, HintKind, Item, Label, Limits, Refused, SessionParams, StreamKey, Token,
     Window,
 };
+pub use view::Ready;
 
+use crate::Nanos;
 use crate::policy::learn::Learner;
-use crate::policy::{self, Board, Policy, PolicyConfig, StreamInfo};
-use crate::{Nanos, Phase};
+use crate::policy::{self, Board, Policy, PolicyConfig};
 use events::Events;
 use flags::Flags;
 use foldhash::{HashMap, HashMapExt};
+use lifetime::info;
 use serde::{Deserialize, Serialize};
-use stream::{Entry, Held, Place};
+use stream::{Entry, Place};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Session {
@@ -102,40 +108,6 @@ pub struct Dispatcher {
     holds_watched: Option<Vec<HoldSpan>>,
 }
 
-/// A hold-back that has ended: what counts once in [`Stats::holds`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HoldSpan {
-    /// Whose next operator waited.
-    pub stream: StreamKey,
-    /// The operator.
-    pub token: Token,
-    /// Its phase.
-    pub phase: Phase,
-    /// Why.
-    pub reason: HoldReason,
-    /// From here …
-    pub since: Nanos,
-    /// … to here.
-    pub ended: Nanos,
-    /// Ended by the age bound.
-    pub expired: bool,
-}
-
-/// A stream whose next operator could be submitted now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ready {
-    /// The stream.
-    pub stream: StreamKey,
-    /// Its next operator.
-    pub op: Op,
-    /// Since when.
-    pub since: Nanos,
-    /// Operators of the stream that the device holds.
-    pub in_flight: u32,
-    /// Why it waits, since when, and until when if nothing happens before; `None` before the next step has decided.
-    pub held: Option<(HoldReason, Nanos, Option<Nanos>)>,
-}
-
 impl Dispatcher {
     /// An empty dispatcher.
     pub fn new(config: PolicyConfig, limits: Limits) -> Self {
@@ -166,106 +138,6 @@ impl Dispatcher {
             recorder: None,
             holds_watched: None,
         }
-    }
-
-    /// Opens a session and its default stream 0.
-    pub fn open_session(&mut self, session: u64, params: SessionParams) -> Result<(), Refused> {
-        self.log(|| RecordEntry::OpenSession(session, params));
-        if self.sessions.contains_key(&session) {
-            return Err(Refused::SessionExists(session));
-        }
-        if self.sessions.len() >= self.limits.sessions_max {
-            return Err(Refused::TooManySessions(self.limits.sessions_max));
-        }
-        self.sessions.insert(session, Session { params, streams: Vec::new(), items: 0, events: 0 });
-        self.open_stream(StreamKey { session, stream: 0 }, 0)
-    }
-
-    /// Drops everything that the session queued; `dropped` takes the tokens of operators never submitted and of waiters
-    /// never answered. Operators in flight stay the device's until [`Dispatcher::complete`]. Streams of other sessions that
-    /// wait for a record of this one go on, at once if the record would have needed operators that never ran.
-    pub fn close_session(&mut self, now: Nanos, session: u64, dropped: &mut Vec<Token>) {
-        self.log(|| RecordEntry::CloseSession(now, session));
-        let now = self.advance(now);
-        let Some(closed) = self.sessions.remove(&session) else { return };
-        let before = dropped.len();
-        dropped.extend(self.events.abandon_waiters(session));
-        for index in closed.streams {
-            let Some(stream) = self.streams[index].as_mut() else { continue };
-            self.keys.remove(&stream.key);
-            if let Some(mark) = stream.blocked_on {
-                self.events.unblock(mark, index);
-            }
-            self.items -= stream.len();
-            let mut entries = Vec::new();
-            stream.abandon(|entry| entries.push(entry));
-            self.unready(now, index);
-            for entry in entries {
-                match entry {
-                    Entry::Op { op, .. } => {
-                        self.policy.dropped(now, index, &op);
-                        dropped.push(op.token);
-                    }
-                    Entry::Record { mark } => self.release(mark, None),
-                    Entry::Notify { token } => dropped.push(token),
-                    Entry::Fence { fence } => {
-                        if let Some(f) = self.fences.remove(&fence) {
-                            dropped.push(f.token);
-                        }
-                    }
-                    Entry::Wait { .. } | Entry::Await { .. } | Entry::Flag { .. } => {}
-                }
-            }
-            self.awaited.retain(|&s| s != index);
-            self.free_if_drained(index);
-        }
-        self.events.forget_session(session);
-        self.flags.forget_session(session);
-        self.policy.session_closed(session);
-        self.stats.dropped += (dropped.len() - before) as u64;
-        self.settle(now);
-    }
-
-    /// Opens a stream. Opening an open one changes its priority only.
-    pub fn open_stream(&mut self, key: StreamKey, priority: u32) -> Result<(), Refused> {
-        self.log(|| RecordEntry::OpenStream(key, priority));
-        let session = self.sessions.get_mut(&key.session).ok_or(Refused::NoSession(key.session))?;
-        if let Some(&index) = self.keys.get(&key) {
-            if let Some(stream) = self.streams[index].as_mut() {
-                stream.priority = priority;
-            }
-            return Ok(());
-        }
-        if session.streams.len() >= self.limits.streams_per_session_max {
-            return Err(Refused::TooManyStreams(self.limits.streams_per_session_max));
-        }
-        let stream = Stream::new(key, session.params.weight, session.params.priority, priority);
-        let info = info(&stream);
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.streams[index] = Some(stream);
-                index
-            }
-            None => {
-                self.streams.push(Some(stream));
-                self.streams.len() - 1
-            }
-        };
-        session.streams.push(index);
-        self.keys.insert(key, index);
-        self.policy.opened(index, &info);
-        Ok(())
-    }
-
-    /// Destroys a stream once its queued work has drained; nothing can be pushed to it from now on.
-    pub fn close_stream(&mut self, now: Nanos, key: StreamKey) {
-        self.log(|| RecordEntry::CloseStream(now, key));
-        self.advance(now);
-        let Some(index) = self.keys.remove(&key) else { return };
-        if let Some(stream) = self.streams[index].as_mut() {
-            stream.closing = true;
-        }
-        self.free_if_drained(index);
     }
 
     /// Appends an item to a stream.
@@ -355,11 +227,6 @@ impl Dispatcher {
         self.settle(now);
     }
 
-    /// True while the session may push: false tells the caller to leave its ring alone until work drains.
-    pub fn has_room(&self, session: u64) -> bool {
-        self.sessions.get(&session).is_some_and(|s| s.items < self.limits.items_per_session_max)
-    }
-
     /// [`Action::Done`] once the last record of the event completes; with the next step if there is none.
     pub fn notify_event(&mut self, now: Nanos, event: EventKey, token: Token) {
         self.log(|| RecordEntry::NotifyEvent(now, event, token));
@@ -367,11 +234,6 @@ impl Dispatcher {
         if !self.events.wait(event, token) {
             self.done.push(token);
         }
-    }
-
-    /// State of an event.
-    pub fn event_status(&self, event: EventKey) -> EventStatus {
-        self.events.status(event)
     }
 
     /// Forgets an event; waits that were pushed keep their record.
@@ -414,17 +276,6 @@ impl Dispatcher {
         }
         self.fences.insert(fence, Fence { token, after });
         self.settle(now);
-    }
-
-    /// True while the stream has anything queued or in flight: lets a caller answer a query without a waiter.
-    pub fn stream_busy(&self, key: StreamKey) -> bool {
-        self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).is_some_and(|s| !s.is_empty())
-    }
-
-    /// True if no other stream of the session has anything queued or in flight.
-    pub fn is_alone(&self, key: StreamKey) -> bool {
-        let own = self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).map_or(0, Stream::len);
-        self.sessions.get(&key.session).is_none_or(|s| s.items == own)
     }
 
     /// The device has completed an operator.
@@ -509,65 +360,6 @@ impl Dispatcher {
         }
     }
 
-    /// The policy in force.
-    pub fn policy(&self) -> &PolicyConfig {
-        &self.config
-    }
-
-    /// Counters.
-    pub fn stats(&self) -> &Stats {
-        &self.stats
-    }
-
-    /// Operators that the device holds.
-    pub fn in_flight(&self) -> usize {
-        self.flying.len()
-    }
-
-    /// Entries of all queues, operators in flight included.
-    pub fn queued(&self) -> usize {
-        self.items
-    }
-
-    /// Streams whose next operator waits although it could be submitted: reason and since when.
-    pub fn held(&self) -> impl Iterator<Item = (StreamKey, HoldReason, Nanos)> {
-        self.ready.iter().filter_map(|&i| {
-            let stream = self.streams[i].as_ref()?;
-            stream.held.map(|h| (stream.key, h.reason, h.since))
-        })
-    }
-
-    /// The largest time seen.
-    pub fn now(&self) -> Nanos {
-        self.now
-    }
-
-    /// Streams whose next operator could be submitted now.
-    pub fn ready(&self) -> impl Iterator<Item = Ready> {
-        self.ready.iter().filter_map(|&i| {
-            let stream = self.streams[i].as_ref()?;
-            let held = stream.held.map(|h| (h.reason, h.since, h.until));
-            let (since, in_flight) = (stream.ready_since, stream.in_flight);
-            Some(Ready { stream: stream.key, op: *stream.next_op()?, since, in_flight, held })
-        })
-    }
-
-    /// Every operator that is not complete, by stream and in order; true where the device has it.
-    pub fn operators(&self) -> impl Iterator<Item = (StreamKey, Op, bool)> {
-        let streams = self.streams.iter().flatten();
-        streams.flat_map(|stream| stream.ops().map(|(&op, in_flight)| (stream.key, op, in_flight)))
-    }
-
-    /// From now on every hold-back is noted when it ends, for [`Dispatcher::take_holds`].
-    pub fn watch_holds(&mut self) {
-        self.holds_watched = Some(Vec::new());
-    }
-
-    /// Hold-backs that ended since the last call.
-    pub fn take_holds(&mut self) -> Vec<HoldSpan> {
-        self.holds_watched.as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
     fn advance(&mut self, now: Nanos) -> Nanos {
         self.now = self.now.max(now);
         self.now
@@ -597,55 +389,5 @@ impl Dispatcher {
         self.work.push(index);
         self.settle(now);
         true
-    }
-
-    /// Notes why each ready stream waits, and when to look again.
-    fn hold_the_rest(&mut self, now: Nanos) {
-        self.wake = None;
-        for i in 0..self.ready.len() {
-            let index = self.ready[i];
-            let Some(state) = self.streams[index].as_ref() else { continue };
-            let Some(op) = state.next_op() else { continue };
-            let (phase, token) = (op.phase, op.token);
-            let hold = self.policy.hold(now, &policy::Candidate { stream: index, state, op });
-            if let Some(until) = hold.until {
-                // Something that is due already is looked at a little later, not at once and forever.
-                let until = until.max(now + 1);
-                self.wake = Some(self.wake.map_or(until, |w| w.min(until)));
-            }
-            if state.held.is_none_or(|h| h.reason != hold.reason) {
-                self.end_hold(now, index);
-                if let Some(stream) = self.streams[index].as_mut() {
-                    let (reason, until, expired) = (hold.reason, hold.until, false);
-                    stream.held = Some(Held { phase, reason, since: now, until, expired, token });
-                }
-                self.stats.holds[hold.reason.index()].count += 1;
-            } else if let Some(held) = self.streams[index].as_mut().and_then(|s| s.held.as_mut()) {
-                held.until = hold.until;
-            }
-        }
-    }
-
-    fn end_hold(&mut self, now: Nanos, index: usize) {
-        let Some(stream) = self.streams[index].as_mut() else { return };
-        let Some(held) = stream.held.take() else { return };
-        if let Some(watched) = &mut self.holds_watched {
-            let Held { phase, reason, since, expired, token, .. } = held;
-            watched.push(HoldSpan { stream: stream.key, token, phase, reason, since, ended: now, expired });
-        }
-        let ns = now - held.since;
-        let stats = &mut self.stats.holds[held.reason.index()];
-        stats.total_ns += ns;
-        stats.longest_ns = stats.longest_ns.max(ns);
-        self.stats.held_ns[held.phase.index()] += ns;
-    }
-}
-
-fn info(stream: &Stream) -> StreamInfo {
-    StreamInfo {
-        session: stream.key.session,
-        weight: stream.weight,
-        priority: stream.session_priority,
-        stream_priority: stream.priority,
     }
 }
