@@ -3,7 +3,7 @@
 //!
 //! It binds the Unix stream socket that `VNPU_HINTS` names when the first session opens (never before: a parent that forks
 //! engines has none) and reads JSON lines. Hints are advice, so nothing here can fail a call: a socket that cannot be bound,
-//! a malformed or overlong line and one connection too many are logged and counted.
+//! a malformed or overlong line and one connection too many are logged; the daemon is told how many lines were no hints.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, [`wire::HINT_JSON_BYTES_MAX`] bytes a line, one read buffer.
 
@@ -79,7 +79,7 @@ impl Listener {
         let thread = std::thread::Builder::new()
             .name("vnpu-hints".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || Serving { listener, stopped, client, connections: Vec::new() }.run())?;
+            .spawn(move || Serving { listener, stopped, client, connections: Vec::new(), refused: 0 }.run())?;
         LISTENING.store(fd, Ordering::Relaxed);
         remove_at_exit(path);
         Ok(Self { path: path.to_owned(), stop: Some(stop), thread: Some(thread), process: std::process::id() })
@@ -143,6 +143,8 @@ struct Serving {
     stopped: UnixStream,
     client: Arc<Client>,
     connections: Vec<(UnixStream, Lines)>,
+    /// Lines that were no hint, of which the daemon does not know yet.
+    refused: u32,
 }
 
 impl Serving {
@@ -164,6 +166,15 @@ impl Serving {
             if ready[1] {
                 self.accept();
             }
+            self.tell();
+        }
+    }
+
+    /// Tells the daemon of lines that were no hint: at most one record a turn, however many there were.
+    fn tell(&mut self) {
+        // A lost session ends the thread at its next turn.
+        if self.refused > 0 && self.client.post(&Record::HintsRefused { lines: self.refused }, None).is_ok() {
+            self.refused = 0;
         }
     }
 
@@ -186,12 +197,12 @@ impl Serving {
 
     /// Reads what is there; false if the connection has ended.
     fn read(&mut self, index: usize, buffer: &mut [u8]) -> bool {
-        let (connection, lines) = &mut self.connections[index];
+        let Self { connections, client, refused, .. } = self;
+        let (connection, lines) = &mut connections[index];
         match connection.read(buffer) {
             Ok(0) => false,
             Ok(n) => {
-                let client = &self.client;
-                lines.push(&buffer[..n], |line| take(client, line));
+                lines.push(&buffer[..n], |line| *refused = refused.saturating_add(u32::from(!take(client, line))));
                 true
             }
             Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
@@ -199,16 +210,17 @@ impl Serving {
     }
 }
 
-fn take(client: &Client, line: Line<'_>) {
+/// False: the line is no hint.
+fn take(client: &Client, line: Line<'_>) -> bool {
     let reason = match line {
-        Line::Whole(b"") => return,
+        Line::Whole(b"") => return true,
         Line::Whole(bytes) => match Hint::from_json(bytes) {
             Ok(hint) => {
                 // A lost session ends the thread at its next turn.
                 if client.post(&Record::Hint(hint), None).is_ok() {
                     POSTED.fetch_add(1, Ordering::Relaxed);
                 }
-                return;
+                return true;
             }
             Err(error) => error.to_string(),
         },
@@ -219,6 +231,7 @@ fn take(client: &Client, line: Line<'_>) {
     if count.is_power_of_two() {
         log!(Warn, "{count} malformed hints so far; the last: {reason}");
     }
+    false
 }
 
 /// Waits until one of `fds` can be read or has ended; says which.

@@ -167,9 +167,13 @@ fn nonsense_on_the_hint_socket_changes_nothing_for_long() {
     let mut socket = UnixStream::connect(bad.engine.hints.as_ref().unwrap()).unwrap();
     let before = scheduling(&daemon, "requests");
     let long = "x".repeat(100_000);
-    for line in ["{}", "garbage", "\u{0}\u{1}\u{2}", r#"{"hint":"nap","request":1}"#, r#"{"hint":"admitted"}"#, &long] {
+    let nonsense =
+        ["{}", "garbage", "\u{0}\u{1}\u{2}", r#"{"hint":"nap","request":1}"#, r#"{"hint":"admitted"}"#, &long];
+    for line in nonsense {
         writeln!(socket, "{line}").unwrap();
     }
+    let refused = || daemon.status().unwrap()["hints_refused_total"].as_u64().unwrap();
+    wait_for("every line to be counted", || refused() == nonsense.len() as u64);
     // A lie in good form: a request that nobody serves wants everything at once.
     let lie = json!({
         "hint": "admitted", "request": 1, "prompt_tokens": 4_000_000_000u32, "max_tokens": 4_000_000_000u32,

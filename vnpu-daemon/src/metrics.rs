@@ -73,11 +73,14 @@ impl Collector for Page {
         for (name, help, value) in gauges {
             family(e, (name, help, None, Gauge), [([("", ""); 0], gauge(value(s)))])?;
         }
-        let counters: [(&str, &str, Value); 13] = [
+        let counters: [(&str, &str, Value); 14] = [
             ("vnpu_sessions_attached", "Client processes so far.", |s| s.sessions_total),
             ("vnpu_violations", "Sessions ended because they broke the protocol.", |s| s.violations_total),
             ("vnpu_faults", "Errors given to applications.", |s| s.faults_total),
             ("vnpu_hints", "Phase hints taken in.", |s| s.hints_total),
+            ("vnpu_hints_refused", "Lines for hints that were none: malformed, too long, of another version.", |s| {
+                s.hints_refused_total
+            }),
             ("vnpu_round_trips", "Calls of clients answered: synchronous round trips.", |s| s.round_trips_total),
             ("vnpu_hints_expired", "Requests forgotten because the gateway had not mentioned them for a lease.", |s| {
                 s.scheduling.hints_expired

@@ -22,18 +22,16 @@ use std::collections::{BTreeMap, VecDeque};
 
 use acl_abi::OpCall;
 use device::{Completion, Compute, Device};
-use sched::dispatch::{Aside, Window};
+use sched::dispatch::Window;
 use sched::{Action, Dispatcher, Nanos, PolicyConfig, Profile, SessionParams, Token};
 use session::ServerSession;
-use wire::{Reply, ReplyTo};
 
-use crate::event_records::event_fault;
-use crate::fault::Fault;
-use crate::items::{Entry, Items, Purpose};
+use crate::items::Items;
 use crate::latency::Served;
 use crate::limits::Limits;
 use crate::memory::Released;
 use crate::occupancy::Occupancy;
+use crate::parked::Parked;
 use crate::pool::Pool;
 use crate::port::Port;
 use crate::recording::SessionName;
@@ -41,14 +39,8 @@ use crate::shared_events::SharedEvents;
 use crate::shares::Shares;
 use crate::steps::StepLog;
 use crate::tenant::{PhaseCount, Tenant};
-use crate::translate;
 use crate::values::Values;
 
-/// How long an allocation waits for memory that is freed but still in use by queued work, before it fails: as long as a
-/// generous step. A real device would make the `aclrtFree` wait instead, without a bound.
-pub const MALLOC_WAIT_MAX_NS: Nanos = 1_000_000_000;
-/// Allocations that wait at once.
-pub const MALLOC_WAITERS_MAX: usize = 256;
 /// Longest time between two looks at the device while paced work is outstanding and nobody waits for it: bounds how late
 /// buffers are recycled, at 1,000 wake-ups a second.
 pub const LOOK_EVERY_NS: Nanos = 1_000_000;
@@ -100,25 +92,6 @@ pub enum Wake {
     At(Nanos),
 }
 
-/// A call that waits for memory that queued work still uses.
-pub(crate) struct Parked {
-    pub session: u64,
-    pub request: Request,
-    pub reply: ReplyTo,
-    pub until: Nanos,
-}
-
-/// A call that may wait for memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Request {
-    /// An allocation of that many bytes; the answer is its address.
-    Malloc(u64),
-    /// A physical handle of that many bytes; the answer is its number.
-    Physical(u64),
-    /// A mapping.
-    Map { addr: u64, size: u64, offset: u64, handle: u64 },
-}
-
 /// Gives memory of a session back to the device, unless another session holds it too.
 pub(crate) fn give_back(device: &mut dyn Device, shares: &mut Shares, session: u64, released: Released) {
     match released {
@@ -153,7 +126,7 @@ pub struct Core {
     pub(crate) next_physical: u32,
     /// The time that everything has been brought up to.
     pub(crate) time: Nanos,
-    /// Items that hold a client up ([`Entry::is_urgent`]).
+    /// Items that hold a client up ([`crate::items::Entry::is_urgent`]).
     pub(crate) urgent: usize,
     /// Commands that the device has.
     pub(crate) in_flight: usize,
@@ -168,6 +141,8 @@ pub struct Core {
     pub(crate) sessions_total: u64,
     pub(crate) faults_total: u64,
     pub(crate) hints_total: u64,
+    /// Lines for hints that were none, as clients say.
+    pub(crate) hints_refused_total: u64,
     /// Requests forgotten because their leases ran out, or because there were too many.
     pub(crate) hints_expired: u64,
     pub(crate) hints_dropped: u64,
@@ -235,6 +210,7 @@ impl Core {
             sessions_total: 0,
             faults_total: 0,
             hints_total: 0,
+            hints_refused_total: 0,
             hints_expired: 0,
             hints_dropped: 0,
             leases_end: Nanos::MAX,
@@ -455,154 +431,9 @@ impl Core {
         }
     }
 
-    /// The device has finished an item.
-    fn completed(&mut self, completion: Completion) {
-        let Some(completion) = self.unless_a_look(completion) else { return };
-        let Completion { token, at, result, extent, cmd } = completion;
-        self.in_flight -= 1;
-        self.pool.recycle(cmd);
-        let Self { items, tenants, device, shares, dispatcher, urgent, phases, time, faults_total, occupancy, .. } =
-            self;
-        let mut written = None;
-        items.finish(token, |entry| {
-            occupancy.ends(*time, entry.phase);
-            *urgent -= usize::from(entry.is_urgent());
-            let Purpose::Work(stream) = entry.purpose else { unreachable!("only work is submitted") };
-            if stream.is_some() {
-                dispatcher.complete(*time, token);
-            }
-            let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
-            tenant.unordered -= usize::from(stream.is_none());
-            tenant.items -= 1;
-            tenant.in_flight -= 1;
-            let session = entry.session;
-            translate::unpin(&mut tenant.space, &mut entry.pins, |released| {
-                give_back(&mut **device, shares, session, released);
-            });
-            if let Some(block) = entry.staging {
-                port.release_staging(block);
-            }
-            let began = entry.submitted.unwrap_or(at);
-            let began = match stream.and_then(|s| tenant.streams.get_mut(&s)) {
-                Some(stream) => began.max(std::mem::replace(&mut stream.last_done, at)),
-                None => began,
-            };
-            let measured = at.saturating_sub(began);
-            if stream.is_none() {
-                let Entry { session, label, phase, solo, .. } = *entry;
-                dispatcher.note_aside(|| Aside { session, label, phase, solo, began, ended: at });
-            }
-            tenant.phases[entry.phase.index()].add(entry.solo, measured);
-            phases[entry.phase.index()].add(entry.solo, measured);
-            let fault = result.err().map(|e| Fault::new(DEVICE_FAULT, e.text));
-            written = entry.word.filter(|_| fault.is_none()).map(|word| (session, stream, word));
-            *faults_total += u64::from(fault.is_some());
-            match (entry.reply, fault) {
-                (Some(reply), Some(fault)) => port.reply(reply, &fault.into()),
-                (None, Some(fault)) => tenant.defer(stream, fault),
-                (Some(reply), None) => {
-                    let earlier = match stream {
-                        Some(stream) => tenant.take_stream_fault(stream),
-                        None => tenant.take_oldest_fault(),
-                    };
-                    let done = extent.map_or_else(Reply::ok, |n| Reply { payload: [n, 1, 0, 0], ..Reply::ok() });
-                    port.reply(reply, &earlier.map_or(done, Reply::from));
-                }
-                (None, None) => {}
-            }
-        });
-        if let Some((session, stream, word)) = written {
-            self.remember_word(session, stream, word);
-        }
-        if !self.values.is_empty() {
-            self.values.changed();
-        }
-    }
-
-    /// What a waiter waited for has happened.
-    fn done(&mut self, token: Token) {
-        let Self { items, tenants, values, shared_events, .. } = self;
-        items.finish(token, |entry: &mut Entry| {
-            let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
-            tenant.items -= 1;
-            let fault = match entry.purpose {
-                Purpose::StreamMark(stream) => {
-                    if let Some(stream) = tenant.streams.get_mut(&stream)
-                        && stream.mark == Some(token)
-                    {
-                        stream.mark = None;
-                    }
-                    None
-                }
-                Purpose::HostCall(call) => {
-                    tenant.host_calls.reached(call, port);
-                    None
-                }
-                Purpose::ValueReached(flag) => {
-                    values.reached((entry.session, flag));
-                    None
-                }
-                Purpose::StreamSync(stream) => tenant.take_stream_fault(stream),
-                Purpose::EventSync(event) => event_fault(tenant, shared_events, entry.session, event),
-                Purpose::DeviceSync => tenant.take_oldest_fault(),
-                Purpose::Work(_) | Purpose::ValueLook(_) => unreachable!("work is never done without the device"),
-            };
-            if let Some(reply) = entry.reply {
-                let done = Reply::value(entry.fetched.into());
-                port.reply(reply, &fault.map_or(done, Reply::from));
-            }
-        });
-    }
-
-    /// Tries the allocations that wait for freed memory once more.
-    fn retry_parked(&mut self) {
-        let mut index = 0;
-        while index < self.parked.len() {
-            let Parked { session, request, reply, until } = self.parked[index];
-            let give_up = self.time >= until || !self.memory_is_pending();
-            match self.try_request(session, request) {
-                Err(_) if !give_up => {
-                    index += 1;
-                    continue;
-                }
-                result => {
-                    self.parked.remove(index);
-                    self.answer(session, reply, result.map(Reply::value));
-                }
-            }
-        }
-    }
-
-    /// Freed memory that queued work still uses, of any session.
-    pub(crate) fn memory_is_pending(&self) -> bool {
-        self.tenants.values().any(|(t, _)| t.space.is_draining())
-    }
-
-    /// Sends a reply.
-    pub(crate) fn answer(&mut self, session: u64, to: ReplyTo, result: Result<Reply, Fault>) {
-        let Some((tenant, port)) = self.tenants.get_mut(&session) else { return };
-        match result {
-            Ok(reply) => port.reply(to, &reply),
-            Err(fault) => {
-                tenant.faults += 1;
-                self.faults_total += 1;
-                port.reply(to, &fault.into());
-            }
-        }
-    }
-
     pub(crate) fn new_physical(&mut self) -> u32 {
         let physical = self.next_physical;
         self.next_physical = self.next_physical.wrapping_add(1);
         physical
-    }
-}
-
-/// What a failed operator is reported as: an exception in a compute core.
-pub const DEVICE_FAULT: i32 = acl_abi::values::ACL_ERROR_RT_AICORE_EXCEPTION;
-
-impl From<Fault> for Reply {
-    fn from(fault: Fault) -> Self {
-        Reply::error(fault.status, fault.text)
     }
 }

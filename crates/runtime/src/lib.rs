@@ -19,6 +19,7 @@
 
 pub mod core;
 mod device_loop;
+mod ends;
 mod event_records;
 mod fault;
 mod graph;
@@ -29,6 +30,7 @@ pub mod limits;
 mod memory;
 mod memory_records;
 pub mod occupancy;
+mod parked;
 mod pool;
 mod port;
 pub mod recording;

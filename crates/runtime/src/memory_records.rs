@@ -1,4 +1,5 @@
-//! What the records of memory do that an application maps itself: reserved addresses, physical handles, mappings.
+//! What the records of memory do: allocations, and what an application maps itself (reserved addresses, physical handles,
+//! mappings).
 //!
 //! Reserving and mapping act at once, in the order of the ring; queued and running work keeps what it was translated to
 //! (`memory::reservation` says how). A call that wants something such work still uses waits for it.
@@ -7,9 +8,9 @@ use acl_abi::values as acl;
 use device::DeviceError;
 use wire::{Reply, ReplyTo};
 
-use crate::core::{Core, MALLOC_WAIT_MAX_NS, MALLOC_WAITERS_MAX, Parked, Request, give_back};
+use crate::core::{Core, give_back};
 use crate::fault::Fault;
-use crate::memory::{HANDLE_BYTES, ReserveError};
+use crate::memory::{HANDLE_BYTES, ReserveError, footprint};
 
 /// A refusal of `what`, as an error of the application.
 fn fault(what: &str, error: ReserveError) -> Fault {
@@ -17,30 +18,38 @@ fn fault(what: &str, error: ReserveError) -> Fault {
 }
 
 impl Core {
-    /// A call that gets its answer now, or when memory that is freed but still in use has come back: the free has
-    /// "happened" for the application, so wait for it rather than fail.
-    pub(crate) fn request(&mut self, session: u64, request: Request, reply: ReplyTo) {
-        let result = self.try_request(session, request);
-        let waits = matches!(&result, Err(f) if f.status == acl::ACL_ERROR_RT_MEMORY_ALLOCATION);
-        if waits && self.memory_is_pending() && self.parked.len() < MALLOC_WAITERS_MAX {
-            let until = self.time.saturating_add(MALLOC_WAIT_MAX_NS);
-            return self.parked.push(Parked { session, request, reply, until });
+    /// One attempt; the address.
+    pub(crate) fn try_malloc(&mut self, session: u64, size: u64) -> Result<u64, Fault> {
+        if size == 0 {
+            return Err(Fault::param("aclrtMalloc: size is 0"));
         }
-        self.answer(session, reply, result.map(Reply::value));
+        const WHAT: &str = "aclrtMalloc";
+        self.check_room(session, WHAT, size)?;
+        let free = self.device.memory().free;
+        let full = |why: &str| Fault::out_of_memory(WHAT, size, free, why);
+        let start = self.space(session).find_gap(size).map_err(|e| full(&format!("; {e}")))?;
+        let block = self.device.alloc(size).map_err(|_| full(""))?;
+        self.space(session).map(start, size, block);
+        Ok(start)
     }
 
-    /// One attempt. What may get better by waiting fails with `ACL_ERROR_RT_MEMORY_ALLOCATION`.
-    pub(crate) fn try_request(&mut self, session: u64, request: Request) -> Result<u64, Fault> {
-        match request {
-            Request::Malloc(size) => self.try_malloc(session, size),
-            Request::Physical(size) => self.try_physical(session, size),
-            Request::Map { addr, size, offset, handle } => {
-                self.try_map(session, addr, size, offset, handle).map(|()| 0)
-            }
+    /// Checks the session's own bounds before it gets `size` bytes more.
+    pub(crate) fn check_room(&mut self, session: u64, what: &str, size: u64) -> Result<(), Fault> {
+        let (limits, free) = (self.limits, self.device.memory().free);
+        let space = self.space(session);
+        let left = limits.session_memory_bytes_max.saturating_sub(space.held_bytes());
+        if footprint(size) > left {
+            let why = format!(" of this process's limit of {} bytes", limits.session_memory_bytes_max);
+            return Err(Fault::out_of_memory(what, size, left.min(free), &why));
         }
+        if space.blocks() >= limits.blocks_max {
+            let why = format!(", but this process already has {} allocations, the most allowed", limits.blocks_max);
+            return Err(Fault::out_of_memory(what, size, free, &why));
+        }
+        Ok(())
     }
 
-    fn try_physical(&mut self, session: u64, size: u64) -> Result<u64, Fault> {
+    pub(crate) fn try_physical(&mut self, session: u64, size: u64) -> Result<u64, Fault> {
         const WHAT: &str = "aclrtMallocPhysical";
         if size == 0 || !size.is_multiple_of(HANDLE_BYTES) {
             return Err(fault(WHAT, ReserveError::Granularity { what: "size", value: size }));
@@ -51,7 +60,14 @@ impl Core {
         Ok(self.space(session).add_handle(physical, size))
     }
 
-    fn try_map(&mut self, session: u64, addr: u64, size: u64, offset: u64, handle: u64) -> Result<(), Fault> {
+    pub(crate) fn try_map(
+        &mut self,
+        session: u64,
+        addr: u64,
+        size: u64,
+        offset: u64,
+        handle: u64,
+    ) -> Result<(), Fault> {
         const WHAT: &str = "aclrtMapMem";
         let pieces_max = self.limits.blocks_max;
         let space = self.space(session);

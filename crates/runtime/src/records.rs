@@ -5,14 +5,14 @@
 
 use acl_abi::{OpCall, values as acl};
 use device::{Command, HostBytes, PhysAddr};
-use sched::dispatch::{HintInput, HintKind};
 use sched::{FlagKey, Item, Label, Nanos, Phase, StreamKey, Work};
-use wire::{ArenaRange, Hint, HostSource, Record, Reply, ReplyTo};
+use wire::{ArenaRange, HostSource, Record, Reply, ReplyTo};
 
-use crate::core::{Core, Request, give_back};
+use crate::core::{Core, give_back};
 use crate::fault::Fault;
 use crate::items::Purpose;
-use crate::memory::{AddressSpace, BlockId, footprint};
+use crate::memory::{AddressSpace, BlockId};
+use crate::parked::Request;
 use crate::pool::Pool;
 use crate::port::Port;
 use crate::tenant::{Stream, Tenant};
@@ -215,12 +215,9 @@ impl Core {
                 let (total, free) = (memory.total.min(limit), memory.free.min(limit.saturating_sub(held)));
                 self.answer(session, reply, Ok(Reply { payload: [free, total, held, peak], ..Reply::ok() }));
             }
-            Record::Hint(hint) => {
-                let input = hint_input(&hint);
-                let now = self.time;
-                self.tenant(session).0.served.hint(now, &input);
-                let tenant = if let Hint::Admitted { tenant, .. } = &hint { tenant.as_str() } else { "" };
-                self.hint(session, &input, tenant);
+            Record::Hint(hint) => self.hint(session, &hint),
+            Record::HintsRefused { lines } => {
+                self.hints_refused_total = self.hints_refused_total.saturating_add(u64::from(lines));
             }
         }
     }
@@ -470,37 +467,6 @@ impl Core {
         Ok(Reply::value(u64::from(tenant.streams.get(&stream).is_some_and(|s| s.mark.is_none()))))
     }
 
-    /// One attempt; the address.
-    pub(crate) fn try_malloc(&mut self, session: u64, size: u64) -> Result<u64, Fault> {
-        if size == 0 {
-            return Err(Fault::param("aclrtMalloc: size is 0"));
-        }
-        const WHAT: &str = "aclrtMalloc";
-        self.check_room(session, WHAT, size)?;
-        let free = self.device.memory().free;
-        let full = |why: &str| Fault::out_of_memory(WHAT, size, free, why);
-        let start = self.space(session).find_gap(size).map_err(|e| full(&format!("; {e}")))?;
-        let block = self.device.alloc(size).map_err(|_| full(""))?;
-        self.space(session).map(start, size, block);
-        Ok(start)
-    }
-
-    /// Checks the session's own bounds before it gets `size` bytes more.
-    pub(crate) fn check_room(&mut self, session: u64, what: &str, size: u64) -> Result<(), Fault> {
-        let (limits, free) = (self.limits, self.device.memory().free);
-        let space = self.space(session);
-        let left = limits.session_memory_bytes_max.saturating_sub(space.held_bytes());
-        if footprint(size) > left {
-            let why = format!(" of this process's limit of {} bytes", limits.session_memory_bytes_max);
-            return Err(Fault::out_of_memory(what, size, left.min(free), &why));
-        }
-        if space.blocks() >= limits.blocks_max {
-            let why = format!(", but this process already has {} allocations, the most allowed", limits.blocks_max);
-            return Err(Fault::out_of_memory(what, size, free, &why));
-        }
-        Ok(())
-    }
-
     /// A live session's memory.
     pub(crate) fn space(&mut self, session: u64) -> &mut AddressSpace {
         &mut self.tenant(session).0.space
@@ -541,25 +507,4 @@ fn command(
             Command::CopyIn { dst: operand("devAddr", addr, WORD_BYTES)?, source }
         }
     })
-}
-
-fn hint_input(hint: &Hint) -> HintInput {
-    const NS_PER_MS: Nanos = 1_000_000;
-    let kind = match *hint {
-        Hint::Admitted { prompt_tokens, max_tokens, ttft_deadline_ms, tpot_target_ms, priority, .. } => {
-            HintKind::Admitted {
-                prompt_tokens,
-                max_tokens,
-                ttft: Nanos::from(ttft_deadline_ms) * NS_PER_MS,
-                tpot: Nanos::from(tpot_target_ms) * NS_PER_MS,
-                priority,
-            }
-        }
-        Hint::PrefillStarted { .. } => HintKind::PrefillStarted,
-        Hint::FirstToken { .. } => HintKind::FirstToken,
-        Hint::Progress { tokens, .. } => HintKind::Progress { tokens },
-        Hint::Finished { .. } => HintKind::Finished,
-        Hint::Aborted { .. } => HintKind::Aborted,
-    };
-    HintInput { request: hint.request(), kind }
 }

@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub faults_total: u64,
     /// Phase hints taken in so far.
     pub hints_total: u64,
+    /// Lines for hints so far that were none: malformed, too long, of another version.
+    pub hints_refused_total: u64,
     /// Calls of clients answered so far: synchronous round trips.
     pub round_trips_total: u64,
     /// Work by phase, all sessions, past ones included.
@@ -329,6 +331,7 @@ impl Core {
             violations_total,
             faults_total: self.faults_total,
             hints_total: self.hints_total,
+            hints_refused_total: self.hints_refused_total,
             round_trips_total: self.replies_past + self.tenants.values().map(|(_, port)| port.replies()).sum::<u64>(),
             phases: phases(&self.phases, stats.held_ns, all),
             held_now: held.collect(),

@@ -14,6 +14,7 @@ use sched::Phase;
 use sched::dispatch::{HintInput, HintKind};
 use sched::phase::{Request, Requests, Sequence, Step, sequences};
 use serde::Serialize;
+use wire::Hint;
 
 use crate::core::Core;
 use crate::tenant::{Stream, Tenant};
@@ -189,11 +190,14 @@ impl StepLog {
 
 impl Core {
     /// Takes a hint in: into the session's list of requests, and to the policy.
-    pub(crate) fn hint(&mut self, session: u64, hint: &HintInput, tenant: &str) {
+    pub(crate) fn hint(&mut self, session: u64, hint: &Hint) {
         self.hints_total += 1;
+        let tenant = if let Hint::Admitted { tenant, .. } = hint { tenant.as_str() } else { "" };
+        let hint = &input(hint);
         let (now, lease, most) = (self.time, self.lease(), self.limits.requests_max);
-        let requests = &mut self.tenant(session).0.requests;
-        let forgotten = requests.hint(now, hint, tenant, lease, most);
+        let (of, _) = self.tenant(session);
+        of.served.hint(now, hint);
+        let forgotten = of.requests.hint(now, hint, tenant, lease, most);
         if let HintKind::Admitted { prompt_tokens, .. } = hint.kind {
             self.claim(session, hint.request, u64::from(prompt_tokens));
         }
@@ -307,4 +311,26 @@ impl Core {
         let all = self.tenants.iter().flat_map(|(&s, (t, _))| t.requests.iter().map(move |(id, r)| (s, id, r)));
         all.map(|(session, id, r)| of(session, id, r)).collect()
     }
+}
+
+/// A hint as the dispatcher takes it.
+fn input(hint: &Hint) -> HintInput {
+    const NS_PER_MS: Nanos = 1_000_000;
+    let kind = match *hint {
+        Hint::Admitted { prompt_tokens, max_tokens, ttft_deadline_ms, tpot_target_ms, priority, .. } => {
+            HintKind::Admitted {
+                prompt_tokens,
+                max_tokens,
+                ttft: Nanos::from(ttft_deadline_ms) * NS_PER_MS,
+                tpot: Nanos::from(tpot_target_ms) * NS_PER_MS,
+                priority,
+            }
+        }
+        Hint::PrefillStarted { .. } => HintKind::PrefillStarted,
+        Hint::FirstToken { .. } => HintKind::FirstToken,
+        Hint::Progress { tokens, .. } => HintKind::Progress { tokens },
+        Hint::Finished { .. } => HintKind::Finished,
+        Hint::Aborted { .. } => HintKind::Aborted,
+    };
+    HintInput { request: hint.request(), kind }
 }

@@ -164,7 +164,8 @@ impl Replier {
             | Record::ValueWrite { .. }
             | Record::ValueWait { .. }
             | Record::Op { .. }
-            | Record::Hint(_) => None,
+            | Record::Hint(_)
+            | Record::HintsRefused { .. } => None,
         };
         let slots = self.shared.layout().reply_slots;
         match reply {

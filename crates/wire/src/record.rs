@@ -359,6 +359,10 @@ pub enum Record<'a> {
         graph: u32,
     },
     Hint(Hint),
+    /// So many lines for hints since the last such record were none.
+    HintsRefused {
+        lines: u32,
+    },
 }
 
 impl Record<'_> {
@@ -380,6 +384,7 @@ tags! {
     OP_ANSWERED = 60 STREAM_FETCH = 61 HOST_CALL = 62 HOST_WAIT = 63 FLAG_WAIT = 64 FLAG_SET = 65 FLAG_CLEAR = 66
     FLAG_RELEASE = 67 EVENT_TIME = 68 GRAPH_BEGIN = 69 GRAPH_NODE = 70 GRAPH_END = 71 GRAPH_LAUNCH = 72 GRAPH_UPDATE = 73
     GRAPH_DESTROY = 74 EVENT_EXPORT = 75 EVENT_IMPORT = 76 VALUE_WRITE = 77 VALUE_WAIT = 78
+    HINTS_REFUSED = 79
 }
 
 const SOURCE_INLINE: u8 = 0;
@@ -759,6 +764,10 @@ fn put_record(record: &Record<'_>, call: Option<&OpCall>, out: &mut Vec<u8>) -> 
             out.u8(tag::HINT);
             hint.encode(out)?;
         }
+        Record::HintsRefused { lines } => {
+            out.u8(tag::HINTS_REFUSED);
+            out.u32(lines);
+        }
     }
     Ok(())
 }
@@ -911,6 +920,7 @@ fn take_record<'a>(tag: u8, r: &mut Reader<'a>) -> Result<Record<'a>, DecodeErro
         }
         tag::GRAPH_DESTROY => Record::GraphDestroy { graph: r.u32()? },
         tag::HINT => Record::Hint(Hint::decode(r)?),
+        tag::HINTS_REFUSED => Record::HintsRefused { lines: r.u32()? },
         _ => return Err(DecodeError::Unknown { what: "record", value: u64::from(tag) }),
     })
 }

@@ -313,6 +313,7 @@ impl<'a> Source<'a> {
                 let until = ValueCondition::ALL[self.below(ValueCondition::ALL.len())];
                 Record::ValueWait { stream: a, addr: self.u64(), value: self.u64(), until }
             }
+            61 => Record::HintsRefused { lines: a },
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
         };
@@ -518,7 +519,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 51);
+        assert_eq!(tags.len(), 52);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }
