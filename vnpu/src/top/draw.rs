@@ -138,17 +138,21 @@ fn daemons(frame: &mut Frame<'_>, area: Rect, views: &[View], selected: usize) {
 fn overview(frame: &mut Frame<'_>, area: Rect, v: &View) {
     let mut first = vec![Span::raw(v.admin.clone()).bold(), Span::raw("  ")];
     match &v.lost {
-        Some(why) => first.push(Span::styled(format!("lost: {why}"), Style::new().red().bold())),
+        Some(why) => {
+            first.push(Span::styled(format!("lost: {why}"), Style::new().red().bold()));
+            first.push(dim("  below: its last answer"));
+        }
         None => first.push(Span::raw(format!("up {}", uptime(v.uptime_s)))),
     }
     if let Some(recording) = &v.recording {
         first.push(Span::styled(format!("  ● recording {recording}"), Style::new().red()));
     }
-    let policy = Line::from(vec![
-        Span::raw(v.policy.clone()).bold().cyan(),
-        dim(format!("  TPOT ≤ {:.0} ms, TTFT ≤ {:.0} ms   ", v.tpot_target_ms, v.ttft_target_ms)),
-        Span::raw(v.device.clone()),
-    ]);
+    // The other policies have no use for targets.
+    let targets = match v.policy.as_str() {
+        "phase" => format!("  TPOT ≤ {:.0} ms, TTFT ≤ {:.0} ms   ", v.tpot_target_ms, v.ttft_target_ms),
+        _ => "   ".to_owned(),
+    };
+    let policy = Line::from(vec![Span::raw(v.policy.clone()).bold().cyan(), dim(targets), Span::raw(v.device.clone())]);
     let memory = v.memory_used_bytes as f64 / (v.memory_total_bytes.max(1)) as f64;
     let width = if area.width >= 110 { 20 } else { 10 };
     let device = Line::from(vec![
@@ -162,7 +166,10 @@ fn overview(frame: &mut Frame<'_>, area: Rect, v: &View) {
         Span::raw(format!("on device {}  queued {}  calls waiting {}", v.in_flight, v.queued, v.calls_waiting)),
         Span::raw(format!("  round trips/s {}  faults {}", count(v.round_trips_per_s), v.faults)),
     ]);
-    let steps = Line::from(format!("decode steps/s {}  late {}", count(v.decode_steps_per_s), percent(v.late)));
+    let steps = Line::from(vec![
+        Span::raw(format!("decode steps/s {}  late {}", count(v.decode_steps_per_s), percent(v.late))),
+        Span::raw(format!("   co-runs/s {}  overloads {}", count(v.coruns_per_s), v.overloads)),
+    ]);
     frame.render_widget(Paragraph::new(vec![Line::from(first), policy, device, work, steps]), area);
 }
 

@@ -73,6 +73,10 @@ pub struct View {
     pub decode_steps_per_s: f64,
     /// Part of the decode steps that were late.
     pub late: f64,
+    /// Times that the policy let both phases run side by side.
+    pub coruns_per_s: f64,
+    /// Times that both phases wanted more than there is, since the daemon's start.
+    pub overloads: u64,
     pub recording: Option<String>,
     pub phases: Vec<PhaseRow>,
     pub requests: RequestRow,
@@ -232,6 +236,8 @@ pub fn view(admin: &str, history: &History) -> View {
         faults: now.faults_total,
         decode_steps_per_s: steps,
         late: if steps > 0.0 { late / steps } else { 0.0 },
+        coruns_per_s: per_s(&|s| s.scheduling.coruns),
+        overloads: now.scheduling.overloads,
         recording: now.recording.as_ref().map(|r| format!("{}/{} MiB", r.bytes >> 20, r.bytes_max >> 20)),
         phases: phases.collect(),
         requests: requests(&now.requests, before.map(|b| &b.requests), earlier.map(|b| &b.requests), seconds),
