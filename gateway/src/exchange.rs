@@ -228,6 +228,9 @@ async fn relay_events(
         done |= seen.done;
         error |= seen.error;
         tracked.tokens(seen.tokens);
+        if done {
+            tracked.settle();
+        }
         let now = Instant::now();
         if seen.tokens > 0 {
             timers.heard(now);
@@ -254,6 +257,12 @@ async fn relay_plain(
 ) -> Result<bool, Stop> {
     let mut read = Vec::new();
     let mut readable = tracked.is_some() && success;
+    let mut tracked = tracked;
+    let mut through = |read: &[u8], readable: bool| match tracked.take() {
+        Some(tracked) if success => tracked.whole_answer(if readable { usage_of_answer(read) } else { None }),
+        Some(tracked) => tracked.give_back(),
+        None => {}
+    };
     loop {
         let piece = reply.attend(session.read_response_body(), timers).await?;
         let Some(piece) = piece.map_err(|_| Stop::Failed(Failure::EngineLost))? else { break };
@@ -262,14 +271,15 @@ async fn relay_plain(
         if readable {
             read.extend_from_slice(&piece);
         }
+        if session.response_done() {
+            through(&read, readable);
+        }
         reply.write(piece).await.map_err(|_| Stop::ClientLeft)?;
     }
     if !session.response_done() {
         return Err(Stop::Failed(Failure::EngineLost));
     }
-    if let Some(tracked) = tracked.filter(|_| success) {
-        tracked.whole_answer(if readable { usage_of_answer(&read) } else { None });
-    }
+    through(&read, readable);
     reply.finish().await.map_err(|_| Stop::ClientLeft)?;
     Ok(success)
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use admission::Capacity;
 use bytes::Bytes;
+use pingora_core::protocols::http::client::HttpSession;
 use pingora_http::RequestHeader;
 use serde_json::Value;
 
 use crate::config::Timeouts;
 use crate::engines::Engine;
+use crate::exchange::IDLE_MAX;
 use crate::gateway::Gateway;
 
 /// Between two looks at the breakers: how late a pause may end.
@@ -113,27 +115,40 @@ fn kv_tokens(page: &str) -> Option<u64> {
 /// Body of a GET at an engine; `None` if it does not answer in time.
 async fn fetch(gateway: &Gateway, engine: &Engine, path: &str) -> Option<(u16, Bytes)> {
     let ask = async {
-        let (mut session, _) = gateway.connector.get_http_session(&engine.peer).await.ok()?;
-        let mut head = RequestHeader::build("GET", path.as_bytes(), Some(3)).ok()?;
-        head.insert_header("host", &engine.config.address).ok()?;
-        if let Some(authorization) = &engine.authorization {
-            head.insert_header("authorization", authorization.clone()).ok()?;
-        }
-        session.write_request_header(Box::new(head)).await.ok()?;
-        session.finish_request_body().await.ok()?;
-        session.read_response_header().await.ok()?;
-        let status = session.response_header()?.status.as_u16();
-        let mut body = Vec::new();
-        while let Some(piece) = session.read_response_body().await.ok()? {
-            body.extend_from_slice(&piece);
-            if body.len() > ANSWER_BYTES_MAX {
-                return None;
+        loop {
+            let (mut session, reused) = gateway.connector.get_http_session(&engine.peer).await.ok()?;
+            match get(&mut session, engine, path).await {
+                Some(answer) => {
+                    gateway.connector.release_http_session(session, &engine.peer, Some(IDLE_MAX)).await;
+                    return Some(answer);
+                }
+                // That an idle connection has been closed says nothing about the engine.
+                None if reused => {}
+                None => return None,
             }
         }
-        gateway.connector.release_http_session(session, &engine.peer, Some(crate::exchange::IDLE_MAX)).await;
-        Some((status, body.into()))
     };
     tokio::time::timeout(Timeouts::of(gateway.config.timeouts.connect_ms), ask).await.ok().flatten()
+}
+
+async fn get(session: &mut HttpSession, engine: &Engine, path: &str) -> Option<(u16, Bytes)> {
+    let mut head = RequestHeader::build("GET", path.as_bytes(), Some(3)).ok()?;
+    head.insert_header("host", &engine.config.address).ok()?;
+    if let Some(authorization) = &engine.authorization {
+        head.insert_header("authorization", authorization.clone()).ok()?;
+    }
+    session.write_request_header(Box::new(head)).await.ok()?;
+    session.finish_request_body().await.ok()?;
+    session.read_response_header().await.ok()?;
+    let status = session.response_header()?.status.as_u16();
+    let mut body = Vec::new();
+    while let Some(piece) = session.read_response_body().await.ok()? {
+        body.extend_from_slice(&piece);
+        if body.len() > ANSWER_BYTES_MAX {
+            return None;
+        }
+    }
+    Some((status, body.into()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use admission::Served;
+use admission::{EngineIndex, Served};
 use openai::{Prompt, Usage};
 
 use crate::admit::Lease;
@@ -29,6 +29,7 @@ pub struct Tracked<'a> {
     arrived: Instant,
     reserved: u64,
     lease: Option<Lease>,
+    engine: Option<EngineIndex>,
     /// Wait in the queue so far, microseconds.
     pub queued_us: u64,
     /// The engine's count, once it has sent one.
@@ -66,6 +67,7 @@ impl<'a> Tracked<'a> {
             arrived: now,
             reserved,
             lease: None,
+            engine: None,
             queued_us: 0,
             usage: None,
             end: End::ClientLeft,
@@ -78,15 +80,26 @@ impl<'a> Tracked<'a> {
     pub fn admitted(&mut self, lease: Lease) {
         self.queued_us += lease.waited_us;
         self.gateway.metrics.queue_s.observe(lease.waited_us as f64 / 1e6);
+        self.engine = Some(lease.engine);
         self.lease = Some(lease);
     }
 
-    /// It goes back into the queue: its engine failed before it answered.
+    /// The engine has computed nothing for it: it failed before it answered, or refused.
     pub fn give_back(&mut self) {
         if let Some(lease) = &mut self.lease {
             lease.served = Some(Served::default());
         }
         self.lease = None;
+    }
+
+    /// The engine is through with it. What it held there returns before the client sees the end and can send its next request.
+    pub fn settle(&mut self) {
+        if let Some(mut lease) = self.lease.take() {
+            lease.served = self.usage.map(|usage| Served {
+                prompt_tokens: usage.prompt_tokens - usage.cached_tokens,
+                output_tokens: usage.output_tokens,
+            });
+        }
     }
 
     /// It is written to an engine now.
@@ -124,6 +137,7 @@ impl<'a> Tracked<'a> {
         self.usage = usage;
         let output = usage.map_or(0, |u| u.output_tokens);
         self.gateway.metrics.output_tokens.inc_by(output);
+        self.settle();
     }
 
     fn shift(&mut self, transition: impl FnOnce(&mut Self)) {
@@ -167,12 +181,11 @@ impl Drop for Tracked<'_> {
 
         let used = cost.prompt_tokens.saturating_add(cost.output_tokens);
         self.tenant.meter.lock().settle(self.reserved, used, gateway.admitter.now_us());
-        let engine = self.lease.as_ref().map(|l| l.engine);
-        if let Some(lease) = self.lease.as_mut().filter(|_| self.usage.is_some() || nothing_came) {
-            let prompt_tokens = cost.prompt_tokens - cost.cached_tokens;
-            lease.served = Some(Served { prompt_tokens, output_tokens: cost.output_tokens });
+        if nothing_came {
+            self.give_back();
+        } else {
+            self.settle();
         }
-        self.lease = None;
         if let Some(usage) = self.usage.filter(|_| self.prompt.tokens == 0 && self.prompt.media == 0) {
             gateway.learn(&self.model, self.prompt.text_bytes, usage.prompt_tokens);
         }
@@ -186,7 +199,7 @@ impl Drop for Tracked<'_> {
                 "request": self.id,
                 "tenant": self.tenant.name,
                 "model": self.model,
-                "engine": engine.map(|e| gateway.engines[e].config.name.as_str()),
+                "engine": self.engine.map(|e| gateway.engines[e].config.name.as_str()),
                 "stream": self.summary.stream,
                 "status": self.status,
                 "end": match end {

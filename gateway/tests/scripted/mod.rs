@@ -3,9 +3,11 @@
 #![allow(dead_code)] // each test program uses its part
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::net;
 use serde_json::json;
 use stack::{Gateway, Http};
 
@@ -138,6 +140,42 @@ pub fn plain_upstream(script: impl Fn(Exchange) + Send + Sync + 'static) -> Http
         }
     });
     Http::new(&address)
+}
+
+/// An engine's address that refuses connections until it listens; nobody else gets it in the meantime.
+pub struct Deaf {
+    socket: OwnedFd,
+    address: String,
+}
+
+impl Deaf {
+    pub fn new() -> Self {
+        let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).unwrap();
+        net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = SocketAddr::try_from(net::getsockname(&socket).unwrap()).unwrap().to_string();
+        Self { socket, address }
+    }
+
+    pub fn http(&self) -> Http {
+        Http::new(&self.address)
+    }
+
+    /// From now on connections are accepted.
+    pub fn listen(self) -> TcpListener {
+        net::listen(&self.socket, 128).unwrap();
+        self.socket.into()
+    }
+
+    /// From now on connections are neither accepted nor refused: the queue of the socket is full. Until the result is dropped.
+    pub fn stall(&self) -> Vec<TcpStream> {
+        net::listen(&self.socket, 0).unwrap();
+        let address: SocketAddr = self.address.parse().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            waiting.push(stream);
+        }
+        waiting
+    }
 }
 
 /// A metric that may not exist yet.
