@@ -41,7 +41,6 @@ impl Engine {
         };
         let mut peer = HttpPeer::new(address, false, String::new());
         peer.options.connection_timeout = Some(Timeouts::of(timeouts.connect_ms));
-        peer.options.idle_timeout = Some(crate::exchange::IDLE_MAX);
         let key = config.api_key_env.as_ref();
         let key = key.map(|name| {
             std::env::var(name).with_context(|| format!("engine `{}`: no variable {name} with its key", config.name))

@@ -3,7 +3,7 @@
 //! Between any two steps the client is watched too, so that a client that leaves, even while the engine is silent in
 //! prefill or does not yet accept the connection, closes the engine's connection at once, and the engine aborts the request.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use openai::usage_of_answer;
@@ -18,8 +18,6 @@ use crate::reply::{Interrupted, Reply};
 use crate::timers::Timers;
 use crate::tracked::Tracked;
 
-/// How long an idle connection to an engine is kept.
-pub const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Headers that concern one connection only and are not passed on.
 const HOP_HEADERS: [&str; 9] = [
     "connection",
@@ -85,7 +83,7 @@ impl Gateway {
         timers: &mut Timers,
         mut tracked: Option<&mut Tracked<'_>>,
     ) -> Result<bool, Stop> {
-        let connected = reply.attend(self.connector.get_http_session(&engine.peer), timers).await?;
+        let connected = reply.attend(self.connections.get(&engine.peer), timers).await?;
         let Ok((mut session, reused)) = connected else { return Err(Stop::NotReached) };
         if let Some(tracked) = &mut tracked {
             tracked.sent();
@@ -98,7 +96,7 @@ impl Gateway {
         };
         match result {
             Ok(whole) => {
-                self.connector.release_http_session(session, &engine.peer, Some(IDLE_MAX)).await;
+                self.connections.keep(session, &engine.peer).await;
                 Ok(whole)
             }
             Err(stop) => {

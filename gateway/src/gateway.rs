@@ -6,11 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use admission::{Estimate, Estimator, QueueLimits};
 use parking_lot::Mutex;
-use pingora_core::connectors::http::Connector;
 
 use crate::access_log::AccessLog;
 use crate::admit::Admitter;
 use crate::config::Config;
+use crate::connections::Connections;
 use crate::engines::{self, Engine};
 use crate::hints::Hints;
 use crate::identity::Tenants;
@@ -28,7 +28,7 @@ pub struct Gateway {
     /// Who may ask.
     pub tenants: Tenants,
     /// Connections to engines.
-    pub connector: Connector,
+    pub connections: Connections,
     /// Objectives of requests that bring none.
     pub objectives: Wants,
     /// Clients' own wishes count.
@@ -71,7 +71,7 @@ impl Gateway {
             engines,
             admitter,
             tenants,
-            connector: Connector::new(None),
+            connections: Connections::default(),
             objectives,
             trusting,
             hints,

@@ -12,6 +12,7 @@ mod admin;
 mod admit;
 mod body;
 mod config;
+mod connections;
 mod engines;
 mod error;
 mod events;
@@ -20,6 +21,7 @@ mod gateway;
 mod hints;
 mod identity;
 mod inference;
+mod joined;
 mod metrics;
 mod models;
 mod monitor;
@@ -48,6 +50,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use access_log::AccessLog;
 use config::Timeouts;
 use gateway::Gateway;
+use joined::Joined;
 use metrics::Metrics;
 use proxy::Proxy;
 use wants::Wants;
@@ -183,5 +186,5 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
 }
 
 fn pingora_stream(stream: TcpStream) -> Stream {
-    Box::new(pingora_core::protocols::l4::stream::Stream::from(stream))
+    Box::new(Joined::to_client(Box::new(pingora_core::protocols::l4::stream::Stream::from(stream))))
 }

@@ -14,11 +14,12 @@ use serde_json::Value;
 
 use crate::config::Timeouts;
 use crate::engines::Engine;
-use crate::exchange::IDLE_MAX;
 use crate::gateway::Gateway;
 
 /// Between two looks at the breakers: how late a pause may end.
 const TICK: Duration = Duration::from_millis(50);
+/// Between two sweeps of idle connections.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Longest answer read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Looks between two readings of the model list.
@@ -32,6 +33,14 @@ pub fn start(gateway: &Arc<Gateway>) {
         let gateway = Arc::clone(gateway);
         tokio::spawn(async move { watch(&gateway, &gateway.engines[index]).await });
     }
+    let sweeping = Arc::clone(gateway);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            tick.tick().await;
+            sweeping.connections.sweep();
+        }
+    });
     let gateway = Arc::clone(gateway);
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(TICK);
@@ -116,10 +125,10 @@ fn kv_tokens(page: &str) -> Option<u64> {
 async fn fetch(gateway: &Gateway, engine: &Engine, path: &str) -> Option<(u16, Bytes)> {
     let ask = async {
         loop {
-            let (mut session, reused) = gateway.connector.get_http_session(&engine.peer).await.ok()?;
+            let (mut session, reused) = gateway.connections.get(&engine.peer).await.ok()?;
             match get(&mut session, engine, path).await {
                 Some(answer) => {
-                    gateway.connector.release_http_session(session, &engine.peer, Some(IDLE_MAX)).await;
+                    gateway.connections.keep(session, &engine.peer).await;
                     return Some(answer);
                 }
                 // That an idle connection has been closed says nothing about the engine.

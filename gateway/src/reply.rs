@@ -4,12 +4,13 @@
 //! us closes the connection. From then on errors are events in the stream: the status has been sent.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Instant;
 
 use bytes::Bytes;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
+use tokio::time::{Sleep, sleep_until};
 
 use crate::error::Failure;
 use crate::metrics::{CodeLabel, Metrics};
@@ -36,12 +37,14 @@ pub struct Reply<'a> {
     begun: bool,
     /// What has begun is a stream of events.
     events: bool,
+    /// One timer for the whole request, set to the time that is due or an earlier one: what comes in time does not touch it.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a> Reply<'a> {
     /// To a client whose request has been read whole.
     pub fn new(client: &'a mut ServerSession, metrics: &'a Metrics) -> Self {
-        Self { client, metrics, headers: Vec::new(), begun: false, events: false }
+        Self { client, metrics, headers: Vec::new(), begun: false, events: false, timer: None }
     }
 
     /// Whether a status has been sent.
@@ -61,12 +64,17 @@ impl<'a> Reply<'a> {
     pub async fn attend<T>(&mut self, work: impl Future<Output = T>, timers: &mut Timers) -> Result<T, Interrupted> {
         let mut work = pin!(work);
         loop {
+            let due = timers.due().into();
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if due < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(due);
+            }
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
                 // Anything but silence from a client whose request is whole is its end.
                 _ = self.client.read_body_or_idle(true) => return Err(Interrupted::ClientLeft),
-                () = tokio::time::sleep_until(timers.due().into()) => {}
+                () = timer => {}
             }
             let now = Instant::now();
             match timers.at(now) {
