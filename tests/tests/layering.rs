@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["acl-abi"]),
     ("gateway", &["wire", "sse", "openai", "admission"]),
     ("loadgen", &["sse"]),
-    ("xtask", &["stack", "sched", "sim", "loadgen", "explain", "system-tests"]),
+    ("xtask", &["stack", "sched", "sim", "sse", "loadgen", "explain", "system-tests"]),
     ("system-tests", &["stack"]),
 ];
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod clients;
 mod demo;
 mod figures;
 mod test;
@@ -56,6 +57,9 @@ enum Task {
         /// The virtual environment.
         dir: PathBuf,
     },
+    /// An engine without a model, for `bench gateway`.
+    #[command(hide = true)]
+    MockEngine(bench::gateway::mock::MockEngine),
     /// Measure something; prints a table.
     #[command(subcommand)]
     Bench(Bench),
@@ -88,6 +92,9 @@ enum Bench {
         #[command(flatten)]
         measure: Measure,
     },
+    /// The gateway beside nginx and an LLM peer, in front of one mock engine: CPU a request, latency, streams, cancellation,
+    /// leaks; or a soak.
+    Gateway(bench::gateway::GatewayBench),
     /// How often the daemon is right about the phase of a step: the engine with hints and without, torch_npu's generate.
     Phases {
         #[command(flatten)]
@@ -113,6 +120,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Demo { measure, keep, omega, trace } => demo::run(&measure, keep, omega, trace.as_deref()),
         Task::Test(tests) => test::run(&tests),
         Task::TorchEnv { dir } => torch::complete(&dir),
+        Task::MockEngine(mock) => bench::gateway::mock::run(mock),
+        Task::Bench(Bench::Gateway(gateway)) => bench::gateway::run(&gateway),
         Task::Bench(Bench::Overhead { measure }) => bench::overhead::run(&measure),
         Task::Bench(Bench::Dispatch { measure, experiment, html, trace }) => {
             bench::dispatch::run(&measure, experiment, html.as_deref(), trace.as_deref())

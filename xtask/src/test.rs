@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build, torch};
+use crate::{build, clients, torch};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -20,6 +20,9 @@ pub struct Tests {
     /// Only PyTorch and torch_npu, as published, on virtual NPUs: every suite, on two versions.
     #[arg(long)]
     torch: bool,
+    /// Only clients of the gateway that take long to install: litellm, and guidellm as load.
+    #[arg(long, conflicts_with = "torch")]
+    clients: bool,
 }
 
 /// All Rust tests. Documentation examples are compiled by no target of ours; libraries, programs and integration tests are.
@@ -49,7 +52,9 @@ pub fn run(tests: &Tests) -> Result<()> {
     let start = Instant::now();
     let filter = tests.filter.as_deref();
     let mut tally = Tally::default();
-    if tests.torch {
+    if tests.clients {
+        tally += clients::run()?;
+    } else if tests.torch {
         println!("── programs");
         build::programs()?;
         for version in [torch::FIRST, torch::SECOND] {

@@ -2,6 +2,7 @@
 
 pub mod dispatch;
 pub mod dispatch_cost;
+pub mod gateway;
 pub mod overhead;
 pub mod phases;
 pub mod timing;
