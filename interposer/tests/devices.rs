@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{Acl, D2D, D2H, F32, H2D, NULL, Ptr, load};
 
 const PARAM: i32 = 107_000;
 const INVALID_DEVICE: i32 = 107_001;
+const NOT_SUPPORTED: i32 = 207_000;
 const MIB: usize = 1 << 20;
 
 /// One test at a time: an operator's late error is reported by the next call of the process that waits for the device.
@@ -139,6 +141,48 @@ fn a_copy_in_a_stream_comes_after_what_is_before_it_and_before_what_is_behind() 
     assert!(acl.download::<f32>(last.0, n).iter().all(|&v| v == want), "{want}");
     let third = acl.fails_stream_of_other_device(memory[1].2, last.0);
     assert!(third.contains("it is of device 1, the memory of device 0"), "{third}");
+}
+
+#[test]
+fn an_event_of_one_device_makes_a_stream_of_the_other_wait_and_is_recorded_at_home_only() {
+    let (acl, _alone) = two();
+    let wait: extern "C" fn(Ptr, u64, u32, Ptr) -> i32 = acl.function("aclrtValueWait");
+    let streams = [0, 1].map(|device| {
+        select(acl, device);
+        acl.stream()
+    });
+    select(acl, 0);
+    let (event, later, word) = (acl.event(), acl.event(), acl.upload(&[0u64]));
+    acl.ok(wait(word, 1, 1, streams[0]));
+    acl.ok((acl.aclrtRecordEvent)(event, streams[0]));
+    let released = AtomicBool::new(false);
+    let (at, stream) = (word.addr(), streams[0].addr());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            select(acl, 0);
+            let word: Ptr = std::ptr::without_provenance_mut(at);
+            let limit = (acl.aclrtSynchronizeStreamWithTimeout)(std::ptr::without_provenance_mut(stream), 20);
+            released.store(true, Ordering::SeqCst);
+            acl.ok((acl.aclrtMemcpy)(word, 8, [1u64].as_ptr().cast(), 8, H2D));
+            assert_eq!(limit, 507_046, "the stream was held");
+        });
+        acl.ok((acl.aclrtStreamWaitEvent)(streams[1], event));
+        assert!(released.load(Ordering::SeqCst), "the call waits for another device's event");
+    });
+    for call in [acl.aclrtRecordEvent, acl.aclrtResetEvent] {
+        acl.fails(call(event, streams[1]), NOT_SUPPORTED, "the event belongs to device 0, the stream to device 1");
+    }
+    select(acl, 1);
+    acl.ok((acl.aclrtRecordEvent)(acl.event(), streams[1]));
+    let other = acl.event();
+    acl.ok((acl.aclrtRecordEvent)(other, streams[1]));
+    acl.ok((acl.aclrtRecordEvent)(later, streams[0]));
+    acl.fails((acl.aclrtEventElapsedTime)(&mut 0.0, later, other), NOT_SUPPORTED, "different devices");
+    for stream in streams {
+        acl.ok((acl.aclrtSynchronizeStream)(stream));
+        acl.ok((acl.aclrtDestroyStream)(stream));
+    }
+    acl.ok((acl.aclrtFree)(word));
 }
 
 trait Misuse {

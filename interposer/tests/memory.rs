@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::ffi::c_void;
+
 use common::{Acl, D2D, D2H, H2D, NULL, Ptr, direct};
 
 const PARAM: i32 = 107_000;
@@ -113,6 +115,53 @@ fn device_copies_and_memset_work_in_and_out_of_streams() {
     assert!(got[1100..].iter().all(|&v| v == 0xff));
     acl.ok((acl.aclrtMemcpy)(b, 8192, a, 8192, D2D));
     assert!(acl.download::<u8>(b, 8192) == pattern(8192, 5));
+}
+
+more_functions!(Others {
+    aclrtMallocAlign32(*mut Ptr, usize, i32) -> i32;
+    aclrtMallocCached(*mut Ptr, usize, i32) -> i32;
+    aclrtFreeWithDevSync(Ptr) -> i32;
+    aclrtFreeHostWithDevSync(Ptr) -> i32;
+    aclrtMemcpyAsyncWithCondition(Ptr, usize, *const c_void, usize, i32, Ptr) -> i32;
+    aclrtMemGetAddressRange(Ptr, *mut Ptr, *mut usize) -> i32;
+});
+
+#[test]
+fn every_way_to_have_and_to_copy_memory_is_the_same() {
+    let acl = direct();
+    let (f, stream) = (Others::of(acl), acl.stream());
+    for (malloc, free) in [
+        (acl.aclrtMalloc, f.aclrtFreeWithDevSync),
+        (f.aclrtMallocAlign32, acl.aclrtFree),
+        (f.aclrtMallocCached, f.aclrtFreeWithDevSync),
+    ] {
+        let len = 1000;
+        let device = handle!(acl, |out| malloc(out, len, 0));
+        assert_eq!(device.addr() % 512, 0);
+        let (mut base, mut size) = (NULL, 0);
+        for inside in [0, 1, len - 1] {
+            let at = device.wrapping_byte_add(inside);
+            acl.ok((f.aclrtMemGetAddressRange)(at, &raw mut base, &raw mut size));
+            assert_eq!((base, size), (device, len));
+        }
+        let (source, mut back) = (pattern(len, 3), vec![0u8; len]);
+        let copy = f.aclrtMemcpyAsyncWithCondition;
+        acl.ok(copy(device, len, source.as_ptr().cast(), len, H2D, stream));
+        acl.ok(copy(back.as_mut_ptr().cast(), len, device, len, D2H, stream));
+        assert_eq!(back, source, "there on return");
+        acl.fails(copy(device, 10, source.as_ptr().cast(), len, H2D, stream), PARAM, "into a destination of 10");
+        acl.ok(free(device));
+        acl.fails(free(device), PARAM, "freed twice");
+        acl.fails(
+            (f.aclrtMemGetAddressRange)(device, &raw mut base, &raw mut size),
+            PARAM,
+            "in no live device allocation",
+        );
+    }
+    let block = pinned(acl, 64);
+    acl.ok((f.aclrtFreeHostWithDevSync)(block));
+    acl.fails((f.aclrtFreeHostWithDevSync)(block), PARAM, "not the start of a live block");
+    acl.ok((acl.aclrtDestroyStream)(stream));
 }
 
 #[test]

@@ -125,21 +125,32 @@ fn rows_are_copied_with_their_pitch() {
     acl.ok((acl.aclrtFree)(device));
 }
 
+type Attrs = *const [u32; 8];
+more_functions!(Lists {
+    aclrtMemcpyBatch(*mut Ptr, *mut usize, *mut Ptr, *mut usize, usize, Attrs, *const usize, usize, *mut usize) -> i32;
+    aclrtMemcpyBatchAsync(*mut Ptr, *mut usize, *mut Ptr, *mut usize, usize, Attrs, *const usize, usize, *mut usize, Ptr) -> i32;
+});
+
 #[test]
 fn a_list_of_copies_says_which_one_failed() {
     let (acl, _alone) = alone();
-    type Batch = extern "C" fn(
-        *mut Ptr,
-        *mut usize,
-        *mut Ptr,
-        *mut usize,
-        usize,
-        *const [u32; 8],
-        *const usize,
-        usize,
-        *mut usize,
-    ) -> i32;
-    let batch: Batch = acl.function("aclrtMemcpyBatch");
+    let lists = Lists::of(acl);
+    let stream = acl.stream();
+    for in_stream in [false, true] {
+        a_list_of_copies(acl, |d, r, s, n, a, i, failed| match in_stream {
+            false => (lists.aclrtMemcpyBatch)(d, r, s, n, 3, a, i, 2, failed),
+            true => (lists.aclrtMemcpyBatchAsync)(d, r, s, n, 3, a, i, 2, failed, stream),
+        });
+        acl.ok((acl.aclrtSynchronizeStream)(stream));
+    }
+    acl.ok((acl.aclrtDestroyStream)(stream));
+}
+
+/// Three copies with two attributes; `batch` takes the lists and where to say which one failed.
+fn a_list_of_copies(
+    acl: &Acl,
+    batch: impl Fn(*mut Ptr, *mut usize, *mut Ptr, *mut usize, Attrs, *const usize, *mut usize) -> i32,
+) {
     let (mut one, mut two, mut three) = (vec![1u8; 100], vec![2u8; 200], vec![0u8; 100]);
     let (a, b) = (acl.malloc(100), acl.malloc(200));
     let mut dsts = [a, b, host(&mut three)];
@@ -150,7 +161,7 @@ fn a_list_of_copies_says_which_one_failed() {
     let mut failed = 77;
     let mut run = |dsts: &mut [Ptr; 3], sizes: &mut [usize; 3], indexes: [usize; 2], failed: &mut usize| {
         let (d, r, s, n) = (dsts.as_mut_ptr(), rooms.as_mut_ptr(), srcs.as_mut_ptr(), sizes.as_mut_ptr());
-        batch(d, r, s, n, 3, attrs.as_ptr(), indexes.as_ptr(), 2, failed)
+        batch(d, r, s, n, attrs.as_ptr(), indexes.as_ptr(), failed)
     };
     acl.ok(run(&mut dsts, &mut sizes, [0, 2], &mut failed));
     assert_eq!((failed, three.clone()), (77, one.clone()));

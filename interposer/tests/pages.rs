@@ -27,30 +27,32 @@ struct Prop {
 
 static HBM: Prop = Prop { handle_type: 0, allocation_type: 0, attribute: 4, id: 0, location: 1, reserve: 0 };
 
-#[allow(non_snake_case)]
+more_functions!(Functions {
+    aclrtReserveMemAddress(*mut Ptr, usize, usize, Ptr, u64) -> i32;
+    aclrtReleaseMemAddress(Ptr) -> i32;
+    aclrtMallocPhysical(*mut Ptr, usize, *const Prop, u64) -> i32;
+    aclrtFreePhysical(Ptr) -> i32;
+    aclrtMapMem(Ptr, usize, usize, Ptr, u64) -> i32;
+    aclrtUnmapMem(Ptr) -> i32;
+});
+
 struct Pages {
     acl: &'static Acl,
     _alone: MutexGuard<'static, ()>,
-    aclrtReserveMemAddress: extern "C" fn(*mut Ptr, usize, usize, Ptr, u64) -> i32,
-    aclrtReleaseMemAddress: extern "C" fn(Ptr) -> i32,
-    aclrtMallocPhysical: extern "C" fn(*mut Ptr, usize, *const Prop, u64) -> i32,
-    aclrtFreePhysical: extern "C" fn(Ptr) -> i32,
-    aclrtMapMem: extern "C" fn(Ptr, usize, usize, Ptr, u64) -> i32,
-    aclrtUnmapMem: extern "C" fn(Ptr) -> i32,
+    functions: Functions,
+}
+
+impl std::ops::Deref for Pages {
+    type Target = Functions;
+
+    fn deref(&self) -> &Functions {
+        &self.functions
+    }
 }
 
 fn pages() -> Pages {
     let (acl, alone) = alone();
-    Pages {
-        aclrtReserveMemAddress: acl.function("aclrtReserveMemAddress"),
-        aclrtReleaseMemAddress: acl.function("aclrtReleaseMemAddress"),
-        aclrtMallocPhysical: acl.function("aclrtMallocPhysical"),
-        aclrtFreePhysical: acl.function("aclrtFreePhysical"),
-        aclrtMapMem: acl.function("aclrtMapMem"),
-        aclrtUnmapMem: acl.function("aclrtUnmapMem"),
-        acl,
-        _alone: alone,
-    }
+    Pages { functions: Functions::of(acl), acl, _alone: alone }
 }
 
 impl Pages {

@@ -143,6 +143,21 @@ functions! {
     aclmdlLoadFromFile(*const c_char, *mut u32) -> i32;
 }
 
+/// A set of functions that only one file uses, with `of` that finds them.
+#[macro_export]
+macro_rules! more_functions {
+    ($set:ident { $($name:ident($($arg:ty),*) $(-> $result:ty)?;)* }) => {
+        #[allow(non_snake_case)]
+        struct $set { $($name: extern "C" fn($($arg),*) $(-> $result)?,)* }
+
+        impl $set {
+            fn of(acl: &$crate::common::Acl) -> Self {
+                Self { $($name: acl.function(stringify!($name)),)* }
+            }
+        }
+    };
+}
+
 /// The library that cargo built with this program: beside a test, next door to an example.
 pub fn library() -> PathBuf {
     let exe = std::env::current_exe().expect("a program knows its path");
