@@ -1,4 +1,4 @@
-"""A process on a virtual NPU that does what it is told, for tests of what processes share.
+"""A process on a virtual NPU that does what it is told, for tests of what processes share and of what their death leaves.
 
 Prints `ready`, then for every line of standard input, a method of `Process` and its arguments, one line: the AscendCL code
 of the call that failed and its text, or 0 and the result. Only the Python library is needed: the calls go to
@@ -7,7 +7,9 @@ of the call that failed and its text, or 0 and the result. Only the Python libra
 
 import ctypes
 import sys
+import threading
 
+PATIENCE_S = 60
 TO_DEVICE, TO_HOST = 1, 2
 EVENT_IPC = 0x40
 HANDLE_BYTES = 64
@@ -18,6 +20,9 @@ class Handle(ctypes.Structure):
     """`aclrtIpcEventHandle`, which goes by value."""
 
     _fields_ = [("reserved", ctypes.c_char * HANDLE_BYTES)]
+
+
+HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Failed(Exception):
@@ -46,6 +51,7 @@ class Process:
         # What the stream waits for when it is held.
         self.word = pointer()
         check(acl.aclrtMalloc(ctypes.byref(self.word), ctypes.c_size_t(512), 0))
+        self.graph, self.called = pointer(), threading.Event()
 
     def malloc(self, size):
         check(acl.aclrtMalloc(ctypes.byref(self.memory), ctypes.c_size_t(int(size)), 0))
@@ -115,12 +121,40 @@ class Process:
 
     def hold(self):
         """The stream stands still until `go`."""
+        self.clear()
+        self.stand()
+
+    def clear(self):
         check(acl.aclrtMemset(self.word, ctypes.c_size_t(8), 0, ctypes.c_size_t(8)))
+
+    def stand(self):
+        """As `hold`, after `clear`; a graph may hold this."""
         check(acl.aclrtValueWait(self.word, ctypes.c_uint64(1), 1, self.stream))
 
     def go(self):
         one = ctypes.c_uint64(1)
         check(acl.aclrtMemcpy(self.word, ctypes.c_size_t(8), ctypes.byref(one), ctypes.c_size_t(8), TO_DEVICE))
+
+    def capture(self):
+        """What is posted to the stream from here on goes into a graph."""
+        check(acl.aclmdlRICaptureBegin(self.stream, 0))
+
+    def replay(self):
+        """Ends the capture and launches the graph."""
+        check(acl.aclmdlRICaptureEnd(self.stream, ctypes.byref(self.graph)))
+        check(acl.aclmdlRIExecuteAsync(self.graph, self.stream))
+
+    def callback(self):
+        """A function on the host that never returns; waits until the stream has called it."""
+
+        def stay(_):
+            self.called.set()
+            threading.Event().wait()
+
+        self.function = HostFunction(stay)
+        check(acl.aclrtLaunchHostFunc(self.stream, self.function, None))
+        if not self.called.wait(PATIENCE_S):
+            raise Failed(f"-1 not called within {PATIENCE_S} s")
 
 
 def main():

@@ -1,4 +1,4 @@
-//! Processes that share memory and events through a daemon: real ones, that end and are killed.
+//! Processes that share memory, events and a device through a daemon: real ones, that end and are killed.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -207,17 +207,42 @@ fn memory_outlives_a_killed_exporter_and_a_killed_importer_is_not_missed() {
     wait_for("the memory is back", || used_bytes(&daemon) < u64::from(BYTES));
 }
 
+/// Where a process is when it is killed, and the calls that bring it there.
+const MIDDLES: [(&str, &[&str]); 4] = [
+    ("a wait", &["hold"]),
+    ("a capture", &["capture", "stand"]),
+    ("a replay", &["clear", "capture", "stand", "replay"]),
+    ("a callback on the host", &["callback"]),
+];
+
 #[test]
-fn a_process_killed_while_its_stream_waits_leaves_nothing() {
+fn a_process_killed_in_the_middle_of_something_leaves_nothing_and_its_neighbour_goes_on() {
     let (_dir, daemon) = start();
-    let mut peer = Peer::start(&daemon);
-    peer.ok(&format!("malloc {BYTES}"));
-    peer.ok("hold");
-    peer.ok(&format!("fill 9 {BYTES}"));
-    assert_eq!(peer.ok("idle"), "0");
-    peer.kill(&daemon, 0);
+    let mut neighbour = Peer::start(&daemon);
+    neighbour.ok(&format!("malloc {BYTES}"));
+    let kept = used_bytes(&daemon);
+    for (round, (place, calls)) in (1..).zip(MIDDLES) {
+        let mut peer = Peer::start(&daemon);
+        peer.ok(&format!("malloc {BYTES}"));
+        for call in calls {
+            peer.ok(call);
+        }
+        peer.ok(&format!("fill 9 {BYTES}"));
+        // Both have work that stands still.
+        neighbour.ok("hold");
+        neighbour.ok(&format!("fill {round} {BYTES}"));
+        peer.kill(&daemon, 1);
+        assert_eq!(used_bytes(&daemon), kept, "killed in {place}");
+        assert_eq!(neighbour.ok("idle"), "0", "killed in {place}");
+        neighbour.ok("go");
+        assert_eq!(neighbour.ok(&format!("read {BYTES}")), format!("[{round}]"), "killed in {place}");
+        let mut next = Peer::start(&daemon);
+        next.ok(&format!("malloc {BYTES}"));
+        assert_eq!(next.ok(&format!("read {BYTES}")), "[0]", "killed in {place}");
+        next.kill(&daemon, 1);
+    }
+    let status = daemon.status().unwrap();
+    assert_eq!(status["violations_total"], 0, "{status}");
+    neighbour.kill(&daemon, 0);
     assert_eq!(used_bytes(&daemon), 0);
-    let mut next = Peer::start(&daemon);
-    next.ok(&format!("malloc {BYTES}"));
-    assert_eq!(next.ok(&format!("read {BYTES}")), "[0]");
 }
