@@ -1,5 +1,6 @@
 """Graph capture and replay through `torch.npu.NPUGraph`."""
 
+import copy
 import unittest
 
 import support
@@ -107,8 +108,6 @@ class Graphs(unittest.TestCase):
             torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.LayerNorm(64), torch.nn.Linear(64, 32), torch.nn.Softmax(-1)
         )
         x = torch.zeros(4, 32, device="npu")
-        import copy
-
         on_device = copy.deepcopy(layer).npu()
         with torch.no_grad():
             graph, y = captured(lambda: on_device(x))
@@ -118,25 +117,12 @@ class Graphs(unittest.TestCase):
             support.close(y, layer(value), factor=4)
 
     def test_a_decode_step_of_qwen2(self):
-        import transformers as tr
+        from transformers import StaticCache
 
         torch.manual_seed(4)
-        config = tr.Qwen2Config(
-            vocab_size=320,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-        )
-        config._attn_implementation = "sdpa"
-        model = tr.Qwen2ForCausalLM(config).eval()
+        model = support.qwen2(initializer_range=0.2).eval()
         prompt = torch.tensor([[1, 5, 7, 9]])
-        want = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
+        want = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False)
         model = model.npu()
         token = torch.zeros(1, 1, dtype=torch.long, device="npu")
         position = torch.zeros(1, dtype=torch.long, device="npu")
@@ -151,7 +137,7 @@ class Graphs(unittest.TestCase):
             places = torch.arange(4, device="npu")
             return model(prompt.npu(), past_key_values=cache, cache_position=places).logits[:, -1:].argmax(-1)
 
-        cache = tr.StaticCache(config=config, max_cache_len=32)
+        cache = StaticCache(config=model.config, max_cache_len=32)
         token.copy_(prefill(cache))
         position.fill_(4)
         graph, following = captured(lambda: step(cache))

@@ -4,6 +4,7 @@ The tables name the operators; the inputs come from a generator with a fixed see
 CPU torch refuses is left out. Everything here must compute: a refusal of the device is a failure.
 """
 
+import itertools
 import os
 import zlib
 
@@ -86,6 +87,12 @@ class Case:
         for g, w in zip(flat(got), flat(want), strict=True):
             support.close(g, w, f"{self.name} {key}", factor)
         self.count += 1
+
+    def inputs(self, dtypes, shapes, layouts, low=-3.0, high=3.0):
+        """One tensor for each type, shape and layout, with what names it."""
+        for dtype, shape, layout in itertools.product(dtypes, shapes, layouts):
+            key = (str(dtype)[6:], shape, layout.__name__)
+            yield key, layout(values(shape, dtype, support.seeded(self.seed(*key)), low, high))
 
     def note(self):
         assert self.count, "no case ran"
@@ -256,11 +263,8 @@ def unary(name, entry):
 
     def test():
         case = Case(name)
-        for dtype in dtypes:
-            for shape in SHAPES:
-                for layout in LAYOUTS:
-                    key = (str(dtype)[6:], shape, layout.__name__)
-                    case.check(key, function, layout(values(shape, dtype, support.seeded(case.seed(*key)), low, high)))
+        for key, x in case.inputs(dtypes, SHAPES, LAYOUTS, low, high):
+            case.check(key, function, x)
         # out= and in place, where torch has them
         for dtype in dtypes:
             x = values((4, 6), dtype, support.seeded(case.seed("out", str(dtype))), low, high)
@@ -273,8 +277,8 @@ def unary(name, entry):
     return test
 
 
-IN_PLACE = {torch.abs, torch.neg, torch.exp, torch.sqrt, torch.rsqrt, torch.sin, torch.cos, torch.tanh, torch.sigmoid, torch.ceil, torch.floor, torch.relu}
-IN_PLACE.discard(torch.relu)  # has no out=
+# With `out=` and in place; relu has no `out=`.
+IN_PLACE = {torch.abs, torch.neg, torch.exp, torch.sqrt, torch.rsqrt, torch.sin, torch.cos, torch.tanh, torch.sigmoid, torch.ceil, torch.floor}
 
 
 def binary(name, entry):
@@ -282,21 +286,18 @@ def binary(name, entry):
 
     def test():
         case = Case(name)
-        for dtype in dtypes:
-            for left, right in PAIRS:
-                for layout in (contiguous, transposed, sliced):
-                    for a, b in ((left, right), (right, left)):
-                        key = (str(dtype)[6:], a, b, layout.__name__)
-                        g = support.seeded(case.seed(*key))
-                        x, y = values(a, dtype, g, low, high), values(b, dtype, g, low, high)
-                        case.check(key, function, layout(x), layout(y))
+        both_ways = [(a, b) for pair in PAIRS for a, b in (pair, pair[::-1])]
+        for dtype, (a, b), layout in itertools.product(dtypes, both_ways, (contiguous, transposed, sliced)):
+            key = (str(dtype)[6:], a, b, layout.__name__)
+            g = support.seeded(case.seed(*key))
+            x, y = values(a, dtype, g, low, high), values(b, dtype, g, low, high)
+            case.check(key, function, layout(x), layout(y))
         if name in ("add", "sub", "mul", "div", "maximum", "eq", "lt"):
-            for a in dtypes:
-                for b in dtypes:
-                    g = support.seeded(case.seed(str(a), str(b)))
-                    x, y = values((3, 4), a, g, low, high), values((4,), b, g, low, high)
-                    case.check(("promotion", str(a), str(b)), function, x, y)
-                    case.check(("promotion with a 0-d tensor", str(a), str(b)), function, x, values((), b, g, low, high))
+            for a, b in itertools.product(dtypes, dtypes):
+                g = support.seeded(case.seed(str(a), str(b)))
+                x, y = values((3, 4), a, g, low, high), values((4,), b, g, low, high)
+                case.check(("promotion", str(a), str(b)), function, x, y)
+                case.check(("promotion with a 0-d tensor", str(a), str(b)), function, x, values((), b, g, low, high))
         if name in ("add", "sub", "mul", "div"):
             for dtype in dtypes:
                 g = support.seeded(case.seed("in place", str(dtype)))
@@ -315,13 +316,9 @@ def reduction(name, entry):
 
     def test():
         case = Case(name)
-        for dtype in dtypes:
-            for shape in [(7,), (4, 6), (3, 5, 4), (65, 33), (2, 3, 1, 5)]:
-                for layout in LAYOUTS:
-                    for dim in range(-1, len(shape) - 1):
-                        key = (str(dtype)[6:], shape, layout.__name__, dim)
-                        x = layout(values(shape, dtype, support.seeded(case.seed(*key))))
-                        case.check(key, lambda t: function(t, dim), x, factor=8)
+        for key, x in case.inputs(dtypes, [(7,), (4, 6), (3, 5, 4), (65, 33), (2, 3, 1, 5)], LAYOUTS):
+            for dim in range(-1, len(key[1]) - 1):
+                case.check((*key, dim), lambda t: function(t, dim), x, factor=8)
         return case.note()
 
     return test
@@ -332,12 +329,8 @@ def whole(name, entry):
 
     def test():
         case = Case(name)
-        for dtype in dtypes:
-            for shape in SHAPES:
-                for layout in LAYOUTS:
-                    key = (str(dtype)[6:], shape, layout.__name__)
-                    x = layout(values(shape, dtype, support.seeded(case.seed(*key))))
-                    case.check(key, function, x, factor=8)
+        for key, x in case.inputs(dtypes, SHAPES, LAYOUTS):
+            case.check(key, function, x, factor=8)
         return case.note()
 
     return test
@@ -376,11 +369,9 @@ MATRICES = {
 
 def conversions():
     case = Case("to")
-    for a in ALL:
-        for b in ALL:
-            for layout in LAYOUTS:
-                x = layout(values((4, 6), a, support.seeded(case.seed(str(a), str(b))), 0, 3))
-                case.check((str(a), str(b), layout.__name__), lambda t: t.to(b), x)
+    for b in ALL:
+        for key, x in case.inputs(ALL, [(4, 6)], LAYOUTS, 0, 3):
+            case.check((*key, str(b)), lambda t: t.to(b), x)
     return case.note()
 
 

@@ -36,14 +36,27 @@ def collect(case, context, seeds):
         process.start()
     got = {}
     for _ in seeds:
-        seed, value, error = results.get(timeout=120)
+        seed, value, error = results.get(timeout=support.PATIENCE_S)
         case.assertIsNone(error)
         got[seed] = torch.from_numpy(value)
     for process in processes:
-        process.join(60)
+        process.join(support.PATIENCE_S)
         case.assertEqual(process.exitcode, 0)
     for seed in seeds:
         support.close(got[seed], walk(seed, "cpu"), f"process {seed}", factor=10)
+
+
+def borrow(box, results):
+    """Reads a tensor of the parent's behind the parent's event, and changes it in place."""
+    try:
+        shared, ready = box.get(timeout=support.PATIENCE_S)
+        ready.wait()
+        seen = shared.clone()
+        shared.add_(1)
+        torch.npu.synchronize()
+        results.put((seen.cpu().numpy(), shared.device.index, ready.query(), None))
+    except Exception as error:  # goes to the parent's report
+        results.put((None, None, None, repr(error)))
 
 
 # What the parent has on the device is not the child's: using it there is an error, and the parent does not notice.
@@ -97,11 +110,29 @@ class Processes(unittest.TestCase):
         process = context.Process(target=worker, args=(300, results))
         process.start()
         mine = walk(400)
-        _, value, error = results.get(timeout=120)
-        process.join(60)
+        _, value, error = results.get(timeout=support.PATIENCE_S)
+        process.join(support.PATIENCE_S)
         self.assertIsNone(error)
         support.close(torch.from_numpy(value), walk(300, "cpu"), factor=10)
         support.close(mine, walk(400, "cpu"), factor=10)
+
+    def test_a_tensor_and_an_event_are_given_to_another_process(self):
+        context = torch.multiprocessing.get_context("spawn")
+        box, results = context.Queue(), context.Queue()
+        process = context.Process(target=borrow, args=(box, results))
+        process.start()
+        mine, ready = torch.zeros(64, 64, device="npu"), torch.npu.Event(interprocess=True)
+        torch.npu.synchronize()
+        mine.copy_(walk(800))
+        ready.record()
+        box.put((mine, ready))
+        seen, device, done, error = results.get(timeout=support.PATIENCE_S)
+        self.assertIsNone(error)
+        process.join(support.PATIENCE_S)
+        self.assertEqual((process.exitcode, device, done), (0, 0, True))
+        want = walk(800, "cpu")
+        support.close(torch.from_numpy(seen), want, factor=10)
+        support.close(mine, want + 1, factor=10)
 
     def test_fork_before_use(self):
         status, output = support.child(FORK_BEFORE_USE)

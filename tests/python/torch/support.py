@@ -29,6 +29,9 @@ TOLERANCE = {
     torch.complex128: (1e-7, 1e-7),
 }
 
+# Longest that another process may take: on a loaded machine importing torch alone takes a minute.
+PATIENCE_S = 300
+
 
 def close(got, want, what="", factor=1.0):
     """Fails unless `got`, a device tensor, has the shape, dtype and values of `want`, a CPU tensor."""
@@ -42,6 +45,27 @@ def close(got, want, what="", factor=1.0):
         check_stride=False,
         msg=lambda m: f"{what}: {m}",
     )
+
+
+def qwen2(attention="sdpa", **changes):
+    """A tiny Qwen2 with weights from PyTorch's generator as it stands, on the CPU; `changes` are values of its configuration."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers
+
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    config = transformers.Qwen2Config(**sizes | changes)
+    config._attn_implementation = attention
+    return transformers.Qwen2ForCausalLM(config)
 
 
 def seeded(seed):
@@ -108,7 +132,7 @@ def one(test):
         test.doCleanups()
 
 
-def child(source, *arguments, seconds=120, **variables):
+def child(source, *arguments, seconds=PATIENCE_S, **variables):
     """Starts `source` as a Python program of its own, on the same devices; `seconds` bounds it. Ends with (status, output)."""
     import subprocess
 

@@ -1,16 +1,11 @@
 """Autograd on the device: a small MLP and a tiny Qwen2, trained beside the CPU."""
 
 import copy
-import os
 import unittest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
+import support
 import torch
 import torch.nn.functional as F
-import transformers as tr
-
-import support
 
 SEED = 20260608
 STEPS = 3
@@ -83,17 +78,6 @@ class Training(unittest.TestCase):
         self.mlp(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, foreach=False))
 
     def qwen2(self, attention):
-        config = tr.Qwen2Config(
-            vocab_size=320,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.1,
-        )
-        config._attn_implementation = attention
         tokens = torch.randint(0, 320, (STEPS, 4, 24), generator=support.seeded(SEED))
 
         def make_step(device):
@@ -101,7 +85,7 @@ class Training(unittest.TestCase):
             return lambda model, index: model(input_ids=batches[index], labels=batches[index]).loss
 
         self.both(
-            lambda: tr.Qwen2ForCausalLM(config).train(),
+            lambda: support.qwen2(attention, initializer_range=0.1).train(),
             make_step,
             lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
             rtol=1e-5,
