@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use stack::{Gateway, StreamEvent};
 
-use scripted::{Deaf, Exchange, PATIENCE, gateway, metric, upstream, wait_for};
+use scripted::{Deaf, Exchange, PATIENCE, Raw, configured, gateway, metric, upstream, wait_for};
 
 #[test]
 fn tokens_stream_through_one_by_one() {
@@ -114,6 +114,48 @@ fn client_that_leaves_mid_stream_cancels_the_engine() {
     drop(answer);
     let waited = arrived.recv_timeout(PATIENCE).expect("the engine's connection stayed open");
     assert!(waited < PATIENCE, "closed only by the time-out");
+}
+
+#[test]
+fn a_hundred_clients_that_leave_together_cancel_all_their_work() {
+    const CLIENTS: usize = 100;
+    let (tell, told) = channel();
+    let tell = std::sync::Mutex::new(tell);
+    let engine = upstream(move |mut e| {
+        let tell = tell.lock().unwrap().clone();
+        if e.json()["stream"] == true {
+            e.start_stream();
+            e.token("one");
+        }
+        tell.send("arrived").unwrap();
+        e.closed();
+        tell.send("closed").unwrap();
+    });
+    let gateway = configured(&[&engine], "sequences = 60", "");
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|i| {
+            let body = json!({ "prompt": [1], "max_tokens": 9, "stream": i % 2 == 0 }).to_string();
+            Raw::send(&gateway.http, "/v1/completions", &[], &body)
+        })
+        .collect();
+    // Sixty are in prefill or decode, the rest wait for them.
+    wait_for("the rest waits", || metric(&gateway, "gateway_queue_requests") == (CLIENTS - 60) as f64);
+    (0..60).for_each(|_| assert_eq!(told.recv_timeout(PATIENCE), Ok("arrived")));
+    drop(clients);
+    // Those that waited may still be let in before their end is seen; what arrives is closed as well.
+    let name = "gateway_requests_ended_total{end=\"client_left\"}";
+    wait_for("all have left", || metric(&gateway, name) == CLIENTS as f64);
+    let (mut arrived, mut closed) = (60, 0);
+    while closed < arrived {
+        match told.recv_timeout(PATIENCE).expect("a connection to the engine stayed open") {
+            "arrived" => arrived += 1,
+            _ => closed += 1,
+        }
+    }
+    for name in ["gateway_requests", "gateway_queue_requests", "gateway_admitted_requests", "gateway_engine_kv_tokens"]
+    {
+        assert_eq!(metric(&gateway, name), 0.0, "{name}");
+    }
 }
 
 #[test]
