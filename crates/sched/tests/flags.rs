@@ -87,7 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn streams_wait_for_flags_and_for_nothing_else(steps in proptest::collection::vec(step(), 1..60)) {
         let (mut d, mut model, mut done) = (dispatcher(), Model::default(), Vec::new());
