@@ -7,25 +7,41 @@ use super::bars::{Bar, Summary};
 use super::plot::{bars as bar_plot, escape, lines};
 use super::row::{CAVEAT, COLUMNS, Row};
 
-/// Hues of the series; black-and-white readers have the order and the tooltips.
-const COLOURS: usize = 14;
+/// Colours that read on white and on black: one hue a kind of contender; `phase` has its own, and thicker lines. Readers
+/// without colours have the order and the tooltips.
+const COLOURS: [(&str, &str); 14] = [
+    ("phase", "14 90% 50%"),
+    ("oracle", "145 65% 36%"),
+    ("oracle-each-token", "145 45% 60%"),
+    ("static-colocation", "220 8% 46%"),
+    ("disaggregated", "220 8% 68%"),
+    ("chunked-512", "330 60% 65%"),
+    ("chunked-2048", "330 70% 42%"),
+    ("passthrough", "205 80% 55%"),
+    ("fifo", "230 65% 55%"),
+    ("quota", "265 50% 60%"),
+    ("priority", "188 75% 40%"),
+    ("static-ratio", "45 85% 45%"),
+    ("core-split", "75 55% 42%"),
+    ("alone", "100 25% 60%"),
+];
 
 const STYLE: &str = ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--mute:#667;--line:#dde}\
     @media(prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e6e8ea;--mute:#9aa;--line:#333a40}}\
-    body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}\
-    h1{font-size:1.5em}h2{margin-top:2em}.p{display:grid;grid-template-columns:repeat(auto-fit,minmax(360px,1fr));gap:1em}\
+    body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2em auto;padding:0 1em}\
+    h1{font-size:1.5em}h2{margin-top:2em}.p{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(360px,100%),1fr));gap:1em}\
     svg{width:100%;height:auto}text{fill:var(--fg);font:11px system-ui,sans-serif}.t{font-size:13px;font-weight:600}.m{fill:var(--mute)}\
-    .g{stroke:var(--line)}polyline{fill:none;stroke-width:2}table{border-collapse:collapse;font-size:12px;width:100%}\
-    .w{overflow-x:auto}td,th{padding:2px 8px;text-align:right;border-bottom:1px solid var(--line)}td:first-child,th:first-child{text-align:left}\
+    .g{stroke:var(--line)}polyline{fill:none;stroke-width:1.5}.e{stroke-width:3.5}.d{stroke-dasharray:5 3}table{border-collapse:collapse;font-size:12px;width:100%}\
+    .w{overflow-x:auto}td,th{padding:2px 8px;text-align:right;vertical-align:top;border-bottom:1px solid var(--line)}\
+    td:first-child,th:first-child,.l{text-align:left;min-width:9em}\
     .k span{display:inline-block;margin-right:1.2em}.k i{display:inline-block;width:.8em;height:.8em;margin-right:.4em}\
     .no{color:#d33;font-weight:600}.c{color:var(--mute)}";
 
 fn style() -> String {
     let mut out = STYLE.to_owned();
-    for i in 0..COLOURS {
-        // Golden-angle hues keep neighbours apart; this lightness reads on white and on black.
-        let colour = format!("hsl({} 62% {}%)", (i * 137 + 205) % 360, if i % 2 == 0 { 48 } else { 58 });
-        let _ = write!(out, ".f{i}{{fill:{colour}}}.s{i}{{stroke:{colour}}}.b{i}{{background:{colour}}}");
+    for (name, hsl) in COLOURS {
+        let _ =
+            write!(out, ".f-{name}{{fill:hsl({hsl})}}.s-{name}{{stroke:hsl({hsl})}}.b-{name}{{background:hsl({hsl})}}");
     }
     out
 }
@@ -48,8 +64,6 @@ fn load(text: &str) -> Option<f64> {
 /// The page.
 pub fn page(rows: &[Row], bars: &[Bar]) -> String {
     let all: Vec<&Row> = rows.iter().collect();
-    let contenders: Vec<(usize, String)> =
-        distinct(&all, |r| &r.contender).into_iter().enumerate().map(|(i, c)| (i % COLOURS, c)).collect();
     let mut out = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>FlexNPU: dispatch policies</title><style>{}</style></head><body><h1>Dispatch policies, emulated</h1>\
@@ -59,11 +73,6 @@ pub fn page(rows: &[Row], bars: &[Bar]) -> String {
         style()
     );
     summary(&mut out, bars);
-    out += "<p class=\"k\">";
-    for (colour, name) in &contenders {
-        let _ = write!(out, "<span><i class=\"b{colour}\"></i>{}</span>", escape(name));
-    }
-    out += "</p>";
     for (experiment, title) in [
         ('a', "The paper's workloads"),
         ('b', "Traces"),
@@ -77,7 +86,12 @@ pub fn page(rows: &[Row], bars: &[Bar]) -> String {
         if experiment == 'a' {
             let _ = write!(out, "<p class=\"c\">{}</p>", escape(CAVEAT));
         }
-        out += "<div class=\"p\">";
+        let contenders = distinct(&mine, |r| &r.contender);
+        out += "<p class=\"k\">";
+        for name in &contenders {
+            let _ = write!(out, "<span><i class=\"b-{0}\"></i>{0}</span>", escape(name));
+        }
+        out += "</p><div class=\"p\">";
         match experiment {
             'b' => over_load(&mut out, &mine, &contenders),
             _ => by_workload(&mut out, &mine, &contenders),
@@ -102,19 +116,16 @@ fn value(rows: &[&Row], omega: f64, workload: &str, load: &str, contender: &str,
         .map_or(f64::NAN, |r| of(r))
 }
 
-fn present(rows: &[&Row], contenders: &[(usize, String)]) -> Vec<(usize, String)> {
-    contenders.iter().filter(|(_, c)| rows.iter().any(|r| r.contender == *c)).cloned().collect()
-}
-
-fn by_workload(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) {
-    let series = present(rows, contenders);
+fn by_workload(out: &mut String, rows: &[&Row], series: &[String]) {
     let workloads = distinct(rows, |r| &r.workload);
     // Workloads that differ in slots only are plotted apart.
     let kind = |w: &str| w.split_once(", ").map_or(String::new(), |(_, slots)| format!(", {slots}"));
-    let mut kinds: Vec<String> = workloads.iter().map(|w| kind(w)).collect();
-    kinds.dedup();
-    kinds.sort();
-    kinds.dedup();
+    let mut kinds: Vec<String> = Vec::new();
+    for kind in workloads.iter().map(|w| kind(w)) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
     for load in distinct(rows, |r| &r.load) {
         for slots in &kinds {
             let full: Vec<&String> = workloads.iter().filter(|w| kind(w) == *slots).collect();
@@ -126,9 +137,9 @@ fn by_workload(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) 
                     ("throughput, tok/s", false, |r| r.report.tokens_per_s),
                 ];
                 for (title, log, of) in plots {
-                    let title = format!("{title} · {load}{slots} · emulated, ω = {omega}");
-                    *out += &bar_plot(&title, &groups, &series, log, |g, s| {
-                        value(rows, omega, full[g], &load, &series[s].1, of)
+                    let under = format!("{load}{slots} · emulated, ω = {omega}");
+                    *out += &bar_plot([title, &under], &groups, series, log, |g, s| {
+                        value(rows, omega, full[g], &load, &series[s], of)
                     });
                 }
             }
@@ -136,8 +147,7 @@ fn by_workload(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) 
     }
 }
 
-fn over_load(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) {
-    let series = present(rows, contenders);
+fn over_load(out: &mut String, rows: &[&Row], series: &[String]) {
     let names: Vec<String> = distinct(rows, |r| &r.load).into_iter().filter(|l| load(l).is_some()).collect();
     let loads: Vec<f64> = names.iter().filter_map(|l| load(l)).collect();
     for workload in distinct(rows, |r| &r.workload) {
@@ -148,9 +158,9 @@ fn over_load(out: &mut String, rows: &[&Row], contenders: &[(usize, String)]) {
                 ("TPOT p99, ms", true, |r| r.report.tpot_s.p99 * 1e3),
             ];
             for (title, log, of) in plots {
-                let title = format!("{workload}: {title} over load · emulated, ω = {omega}");
-                *out += &lines(&title, &loads, &series, log, |l, s| {
-                    value(rows, omega, &workload, &names[l], &series[s].1, of)
+                let under = format!("{workload} · over load · emulated, ω = {omega}");
+                *out += &lines([title, &under], &loads, series, log, |l, s| {
+                    value(rows, omega, &workload, &names[l], &series[s], of)
                 });
             }
         }
@@ -192,7 +202,7 @@ fn summary(out: &mut String, bars: &[Bar]) {
     let _ = write!(
         out,
         "<h2>phase meets {met} of {} requirements</h2><div class=\"w\"><table><tr><th>requirement</th><th>wanted</th>\
-         <th>cases met</th><th>tightest case</th><th>there</th><th>oracle there</th></tr>",
+         <th>cases met</th><th class=\"l\">tightest case</th><th>there</th><th>oracle there</th></tr>",
         bars.len()
     );
     let oracle = |bar: &Bar| bar.oracle.map_or("–".to_owned(), |o| format!("{o:.3}"));
@@ -202,7 +212,7 @@ fn summary(out: &mut String, bars: &[Bar]) {
         let Some(worst) = summary.worst() else { continue };
         let _ = write!(
             out,
-            "<tr><td>{}</td><td>{}</td><td{class}>{met} of {of}</td><td>{}</td><td>{:.3}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td{class}>{met} of {of}</td><td class=\"l\">{}</td><td>{:.3}</td><td>{}</td></tr>",
             escape(summary.name),
             wanted(worst),
             escape(&worst.case),
@@ -214,12 +224,12 @@ fn summary(out: &mut String, bars: &[Bar]) {
     let missed: Vec<&Bar> = bars.iter().filter(|b| !b.met()).collect();
     if !missed.is_empty() {
         *out += "<h3>Missed</h3><p class=\"c\">The oracle knows every arrival and length, has no operator boundaries and pays \
-                 nothing for changing over. Where it misses a requirement too, no dispatcher meets it.</p><div class=\"w\"><table>\
-                 <tr><th>case</th><th>requirement</th><th>phase</th><th>wanted</th><th>oracle</th></tr>";
+                 nothing for changing over; it is a good schedule, not a proven optimum.</p><div class=\"w\"><table>\
+                 <tr><th>case</th><th class=\"l\">requirement</th><th>phase</th><th>wanted</th><th>oracle</th></tr>";
         for bar in missed {
             let _ = write!(
                 out,
-                "<tr><td>{}</td><td>{}</td><td class=\"no\">{:.3}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td class=\"l\">{}</td><td class=\"no\">{:.3}</td><td>{}</td><td>{}</td></tr>",
                 escape(&bar.case),
                 escape(bar.name),
                 bar.value,
@@ -241,12 +251,12 @@ fn requirements(out: &mut String, bars: &[Bar]) {
         return;
     }
     *out += "<h2>Requirements, case by case</h2><details><summary>All of them</summary><div class=\"w\"><table><tr><th>case</th>\
-             <th>requirement</th><th>phase</th><th>wanted</th><th></th></tr>";
+             <th class=\"l\">requirement</th><th>phase</th><th>wanted</th><th></th></tr>";
     for bar in bars {
         let verdict = if bar.met() { "<td>met</td>" } else { "<td class=\"no\">missed</td>" };
         let _ = write!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{:.3}</td><td>{}</td>{verdict}</tr>",
+            "<tr><td>{}</td><td class=\"l\">{}</td><td>{:.3}</td><td>{}</td>{verdict}</tr>",
             escape(&bar.case),
             escape(bar.name),
             bar.value,
@@ -286,5 +296,15 @@ mod tests {
             assert!(!page.contains(outside), "{outside}");
         }
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    }
+
+    #[test]
+    fn everyone_who_can_take_part_has_a_colour() {
+        use super::super::{contender, workload};
+        for case in workload::tenants(true).unwrap().iter().chain(&workload::traces(true).unwrap()) {
+            for name in contender::all(case).into_iter().map(|c| c.name()) {
+                assert!(COLOURS.iter().any(|(of, _)| *of == name), "{name}");
+            }
+        }
     }
 }
