@@ -213,12 +213,15 @@ pub struct RunArgs {
     /// Where the result goes.
     #[arg(long, visible_alias = "profile-export-file", default_value = "loadgen-result.json")]
     pub result_filename: PathBuf,
-    /// Write one self-contained page with plots.
+    /// Write one self-contained page with plots (also `search`: the figures of its objective against the rate).
     #[arg(long)]
     pub html: Option<PathBuf>,
     /// Write every request as a line of CSV.
     #[arg(long)]
     pub csv: Option<PathBuf>,
+    /// Latencies on the console.
+    #[arg(long, value_delimiter = ',', default_values = METRICS, value_parser = METRICS)]
+    pub percentile_metrics: Vec<String>,
     /// Percentiles on the console, beside the median.
     #[arg(long, value_delimiter = ',', default_values_t = [90.0, 99.0], value_parser = percentile)]
     pub metric_percentiles: Vec<f64>,
@@ -232,6 +235,9 @@ pub struct RunArgs {
     #[arg(long)]
     pub no_progress: bool,
 }
+
+/// Latencies that the console shows.
+const METRICS: [&str; 5] = ["ttft", "tpot", "itl", "token_gap", "e2el"];
 
 fn percentile(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or_else(|| "want a number from 0 to 100".into())

@@ -14,8 +14,8 @@ const WIDTH: usize = 50;
 /// Kinds of failure that are named.
 const ERRORS_SHOWN: usize = 5;
 
-/// The table; `percentiles` beside mean and median.
-pub fn table(report: &Report, steady: Option<&Steady>, percentiles: &[f64]) -> String {
+/// The table, of those latencies that `metrics` names; `percentiles` beside mean and median.
+pub fn table(report: &Report, steady: Option<&Steady>, metrics: &[String], percentiles: &[f64]) -> String {
     let mut out = format!("{:=^WIDTH$}\n", " Serving Benchmark Result ");
     let per_s = |n: f64| n / report.duration_s.max(1e-9);
     let mut line = |name: &str, value: String| {
@@ -53,7 +53,8 @@ pub fn table(report: &Report, steady: Option<&Steady>, percentiles: &[f64]) -> S
         ("Token Gap (between tokens)", "gap", "token_gap", None),
         ("End-to-end Latency", "E2EL", "e2el", Some("e2el_from_send")),
     ] {
-        let Some(samples) = report.metric(name).filter(|s| !s.sorted().is_empty()) else { continue };
+        let shown = metrics.iter().any(|m| m == name);
+        let Some(samples) = report.metric(name).filter(|s| shown && !s.sorted().is_empty()) else { continue };
         let sent = from_send.and_then(|name| report.metric(name));
         let _ = writeln!(out, "{title:-^WIDTH$}");
         let mean = stats::mean(samples.sorted());
@@ -99,7 +100,7 @@ mod tests {
                 ..Outcome::default()
             })
             .collect();
-        let text = table(&Report::new(&outcomes, &Objectives::default()), None, &[90.0, 99.0]);
+        let text = table(&Report::new(&outcomes, &Objectives::default()), None, &["ttft".into()], &[90.0, 99.0]);
         let find = |name: &str| {
             let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no `{name}` in\n{text}"));
             line[name.len()..].split_whitespace().map(str::to_owned).collect::<Vec<_>>()
@@ -108,6 +109,7 @@ mod tests {
         assert_eq!(find("Total input tokens:"), ["60"]);
         assert_eq!(find("Median TTFT (ms):")[..4], ["14.00", "from", "send", "13.00"]);
         assert_eq!(find("P99 TTFT (ms):").last().unwrap(), "-", "twenty samples say nothing of p99");
+        assert!(!text.contains("TPOT"), "only what was asked for");
         assert!(text.starts_with("============ Serving Benchmark Result ============\n"), "{text}");
     }
 }

@@ -7,6 +7,7 @@ use crate::measure::{Outcome, Samples};
 use crate::plot::{Plot, Series, Shape};
 use crate::report::{Report, marks};
 use crate::result::About;
+use crate::search::Probe;
 use crate::stats;
 use crate::steady::Steady;
 
@@ -14,6 +15,8 @@ use crate::steady::Steady;
 const CURVE_POINTS: usize = 200;
 /// Stretches that a run is cut into for throughput over time.
 const BINS: usize = 120;
+/// A latency beyond so many times its limit is drawn there, so that the limit stays to be seen.
+const SHOWN_OVER_LIMIT: f64 = 4.0;
 /// Kinds of failure that are named.
 const ERRORS_SHOWN: usize = 20;
 
@@ -33,17 +36,93 @@ svg{width:100%;height:auto;display:block}.grid{stroke:var(--grid);fill:none}.tic
 .legend{margin:.3rem 0 0;color:var(--soft);font-size:13px}.legend span{margin-right:1em;white-space:nowrap}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}\
 .key.a{background:var(--a)}.key.b{background:var(--b)}.key.c{background:var(--c)}.key.d{background:var(--d)}code{overflow-wrap:anywhere;font-size:13px}";
 
-/// The page.
+/// A search's page: each term of the objective against the rate, and throughput.
+pub fn search(objective: &str, found: &str, command: &[String], probes: &[Probe]) -> String {
+    let mut probes = probes.to_vec();
+    probes.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+    let ends = |limit: f64| match (probes.first(), probes.last()) {
+        (Some(first), Some(last)) => vec![(first.rate, limit), (last.rate, limit)],
+        _ => Vec::new(),
+    };
+    let series = |name: &str, class, shape, points| Series { name: name.to_owned(), class, shape, points };
+    let mut labels: Vec<(&str, f64)> = Vec::new();
+    for judged in probes.iter().flat_map(|p| &p.judged) {
+        if !labels.iter().any(|(label, _)| *label == judged.label) {
+            labels.push((&judged.label, judged.limit_ms));
+        }
+    }
+    let mut sections = String::new();
+    for (label, limit) in labels {
+        let points: Vec<(f64, f64)> = probes
+            .iter()
+            .filter_map(|p| {
+                let judged = p.judged.iter().find(|j| j.label == label)?;
+                Some((p.rate, judged.value_ms.min(limit * SHOWN_OVER_LIMIT)))
+            })
+            .collect();
+        let plot = Plot {
+            x: "requests/s asked for",
+            y: "milliseconds",
+            log_x: true,
+            series: vec![
+                series("", 'a', Shape::Line, points.clone()),
+                series("measured", 'a', Shape::Dots, points),
+                series("limit", 'd', Shape::Line, ends(limit)),
+            ],
+        };
+        let _ = write!(
+            sections,
+            "<section><h2>{label} against the rate</h2>{}<p><small>Cut off at {SHOWN_OVER_LIMIT} times the limit.</small></p></section>",
+            plot.svg()
+        );
+    }
+    let points: Vec<(f64, f64)> = probes.iter().map(|p| (p.rate, p.tokens_per_s)).collect();
+    let throughput = Plot {
+        x: "requests/s asked for",
+        y: "output tokens/s",
+        log_x: true,
+        series: vec![series("", 'c', Shape::Line, points.clone()), series("", 'c', Shape::Dots, points)],
+    };
+    let rows: String = probes
+        .iter()
+        .map(|p| {
+            let cells: String = p.judged.iter().map(|j| format!("<td>{} {:.1}</td>", j.label, j.value_ms)).collect();
+            format!("<tr><td>{:.3}</td><td>{}</td>{cells}</tr>", p.rate, if p.met { "met" } else { "missed" })
+        })
+        .collect();
+    let _ = write!(
+        sections,
+        "<section><h2>Throughput against the rate</h2>{}</section><section class=\"wide\"><h2>Probes</h2><div class=\"scroll\"><table><tr><th>requests/s</th><th></th></tr>{rows}</table></div></section><section class=\"wide\"><h2>To repeat it</h2><p><code>{}</code></p></section>",
+        throughput.svg(),
+        escape(&command.join(" "))
+    );
+    format!(
+        "{}<h1>{}</h1><p class=\"verdict\">{}</p><main>{sections}</main></body></html>\n",
+        head("search"),
+        escape(objective),
+        escape(found)
+    )
+}
+
+fn head(title: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><link rel=\"icon\" href=\"data:,\"><title>loadgen: {}</title><style>{STYLE}</style></head><body>",
+        escape(title)
+    )
+}
+
+/// The page of a run.
 pub fn page(about: &About, report: &Report, audit: &Audit, outcomes: &[Outcome]) -> String {
     let verdict = audit.verdict();
     let ok = verdict == crate::audit::Verdict::Valid;
     let mut out = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><link rel=\"icon\" href=\"data:,\"><title>loadgen: {model}</title><style>{STYLE}</style></head><body><h1>{model}, {} requests in {:.1} s</h1><p class=\"verdict {}\">{}</p><main>",
+        "{}<h1>{}, {} requests in {:.1} s</h1><p class=\"verdict {}\">{}</p><main>",
+        head(&about.model),
+        escape(&about.model),
         report.completed + report.failed,
         report.duration_s,
         if ok { "ok" } else { "bad" },
         escape(&verdict.to_string()),
-        model = escape(&about.model),
     );
     let mut section = |class: &str, title: &str, body: String| {
         let _ = write!(out, "<section class=\"{class}\"><h2>{title}</h2>{body}</section>");
@@ -240,6 +319,18 @@ mod tests {
         assert!(!page.contains("http") && !page.contains("NaN") && !page.contains("inf "), "{page}");
         assert_eq!(page.matches("<svg").count(), 8);
         assert_eq!(page.matches("<section").count(), page.matches("</section>").count());
+    }
+
+    #[test]
+    fn a_search_shows_its_limits() {
+        let judged = |value_ms| vec![crate::search::Judged { label: "ttft p99".into(), value_ms, limit_ms: 1000.0 }];
+        let probe =
+            |rate, value_ms| Probe { rate, met: value_ms < 1000.0, judged: judged(value_ms), tokens_per_s: rate * 9.0 };
+        let page =
+            search("ttft:p99<1s", "between 2 and 4", &["loadgen".into()], &[probe(4.0, 90_000.0), probe(2.0, 300.0)]);
+        assert_eq!((page.matches("<svg").count(), page.matches("<td>met</td>").count()), (2, 1));
+        assert!(page.contains("ttft:p99&lt;1s") && page.contains("line d") && !page.contains("NaN"));
+        assert!(!search("o", "f", &[], &[]).contains("NaN"));
     }
 
     #[test]

@@ -58,7 +58,11 @@ pub fn command(args: &RunArgs) -> anyhow::Result<u8> {
     }
     let run = finish(args, &plan)?;
     let steady = Steady::find(&run.outcomes);
-    print!("{}{}", console::table(&run.report, steady.as_ref(), &args.metric_percentiles), run.audit.table());
+    print!(
+        "{}{}",
+        console::table(&run.report, steady.as_ref(), &args.percentile_metrics, &args.metric_percentiles),
+        run.audit.table()
+    );
     if let Some(path) = &args.json {
         let mut figures = run.report.figures();
         figures.extend(steady.iter().flat_map(Steady::figures));
@@ -98,7 +102,7 @@ pub fn finish(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<Finished> {
         unix_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: args.model.clone().unwrap_or_default(),
         endpoint: args.endpoint.clone(),
-        command: without_secrets(std::env::args()),
+        command: command_line(),
         seed: args.seed,
         workload: plan::workload(args, plan),
         request_rate: args.request_rate,
@@ -161,6 +165,11 @@ fn audit(run: &engine::Run, plan: &[Planned], descriptors_max: u64, limited: boo
         descriptors_max,
         threads: run.threads.clone(),
     }
+}
+
+/// The command line, to be shown.
+pub fn command_line() -> Vec<String> {
+    without_secrets(std::env::args())
 }
 
 /// A command line that may be shown: the values of `--api-key` and `--header` are left out.

@@ -29,26 +29,57 @@ impl Slo {
         text.split(',').map(Term::parse).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Each term's figure in `report`; terms that it has no samples for are left out.
+    pub fn judge(&self, report: &Report) -> Vec<Judged> {
+        let value = |term: &Term| {
+            let samples = report.metric(term.metric)?;
+            match term.p {
+                Some(p) => samples.p(p),
+                None => samples.mean(),
+            }
+        };
+        let mark = |term: &Term| term.p.map_or("mean".into(), |p| format!("p{p}"));
+        self.0
+            .iter()
+            .filter_map(|term| {
+                let label = format!("{} {}", term.metric, mark(term));
+                Some(Judged { label, value_ms: value(term)?, limit_ms: term.limit_ms })
+            })
+            .collect()
+    }
+
     /// The first term that `report` misses, in words; `None` if it meets all. A failed request misses any objective.
     pub fn missed(&self, report: &Report) -> Option<String> {
         if report.failed > 0 || report.completed == 0 {
             return Some(format!("{} requests failed", report.failed));
         }
-        self.0.iter().find_map(|term| {
-            let samples = report.metric(term.metric)?;
-            let value = match term.p {
-                Some(p) => samples.p(p),
-                None => samples.mean(),
-            }?;
-            let mark = term.p.map_or("mean".into(), |p| format!("p{p}"));
-            (value >= term.limit_ms).then(|| format!("{} {mark} {value:.1} ms", term.metric))
-        })
+        let missed = self.judge(report).into_iter().find(|j| j.value_ms >= j.limit_ms)?;
+        Some(format!("{} {:.1} ms", missed.label, missed.value_ms))
     }
+}
 
-    /// Limit on a metric's highest percentile, milliseconds, for a line in a plot.
-    pub fn limit_ms(&self, metric: &str) -> Option<f64> {
-        self.0.iter().filter(|t| t.metric == metric).map(|t| t.limit_ms).reduce(f64::max)
-    }
+/// One term of an objective beside what was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judged {
+    /// As in `ttft p99`.
+    pub label: String,
+    /// Measured, milliseconds.
+    pub value_ms: f64,
+    /// Not reached, milliseconds.
+    pub limit_ms: f64,
+}
+
+/// One probe of a search.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Requests a second.
+    pub rate: f64,
+    /// Whether the objective was met.
+    pub met: bool,
+    /// Each term's figure.
+    pub judged: Vec<Judged>,
+    /// Output tokens a second.
+    pub tokens_per_s: f64,
 }
 
 impl Term {
@@ -155,7 +186,6 @@ mod tests {
     #[test]
     fn objectives_are_read_and_judged() {
         let slo = Slo::parse("ttft:p99<1s, tpot:mean<50ms").unwrap();
-        assert_eq!((slo.limit_ms("ttft"), slo.limit_ms("tpot"), slo.limit_ms("itl")), (Some(1000.0), Some(50.0), None));
         let with = |first: u64, last: u64, error: Option<&str>| {
             let chunks_ns = vec![first * 1_000_000, last * 1_000_000];
             let outcome =

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use loadgen::audit::Verdict;
 use loadgen::measure::{Outcome, Samples};
 use serde_json::{Map, json};
 
@@ -74,7 +75,7 @@ struct Row {
 /// If the mock cannot be started or answers nonsense.
 pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
     let mut figures = Map::new();
-    let mut failed = 0;
+    let (mut failed, mut valid_max) = (0, 0);
     println!(
         "{:>8} {:>11} {:>11} {:>11} {:>11} {:>14}   ms of error, and verdict",
         "streams", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "mock late p99"
@@ -82,6 +83,9 @@ pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
     for &streams in &args.streams {
         let row = streams_row(args, streams)?;
         failed += row.failed;
+        if row.failed == 0 && row.audit.verdict() == Verdict::Valid {
+            valid_max = valid_max.max(streams);
+        }
         let cell = |s: &Samples, p: f64| s.p(p).unwrap_or(f64::NAN);
         println!(
             "{:>8} {:>11.4} {:>11.4} {:>11.4} {:>11.4} {:>14.4}   busy {:.0} %, {}",
@@ -104,6 +108,8 @@ pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
         }
         figures.insert(format!("streams_{streams}_failed"), json!(row.failed));
     }
+    println!("most streams that were VALID: {valid_max}");
+    figures.insert("streams_valid_max".into(), json!(valid_max));
     if args.short > 0 {
         failed += short(args, &mut figures)?;
     }

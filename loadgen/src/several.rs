@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use loadgen::audit;
 use loadgen::compare::{self, Row};
+use loadgen::html;
 use loadgen::result::Saved;
-use loadgen::search::{Search, Slo};
+use loadgen::search::{Probe, Search, Slo};
 use serde_json::{Map, Value, json};
 
 use crate::cli::RunArgs;
@@ -85,6 +86,7 @@ pub fn compare(args: &CompareArgs) -> anyhow::Result<u8> {
 /// As a run's.
 pub fn ab(args: &AbArgs) -> anyhow::Result<u8> {
     ensure!(args.rounds >= 2, "--rounds {}: an interval needs at least 2", args.rounds);
+    only(&args.run, false)?;
     let b = RunArgs { base_url: args.base_url_b.clone(), ..args.run.clone() };
     let plan = plan::plan(&args.run)?;
     let mut sides: [Vec<Map<String, Value>>; 2] = [Vec::new(), Vec::new()];
@@ -147,8 +149,10 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
     );
     ensure!(args.precision > 0.0, "--precision must be above 0, not {}", args.precision);
     ensure!(args.probe_seconds > 0.0, "--probe-seconds must be above 0, not {}", args.probe_seconds);
+    only(&args.run, true)?;
     // At a lower rate a probe would have no request.
     let mut search = Search::new(args.start_rate, 1.0 / args.probe_seconds, args.precision);
+    let mut probes = Vec::new();
     while let Some(rate) = search.next() {
         let requests = (rate * args.probe_seconds).ceil() as usize;
         let run = RunArgs { request_rate: Some(rate), num_prompts: Some(requests), ..args.run.clone() };
@@ -158,24 +162,37 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
             return Ok(3);
         }
         let missed = slo.missed(&finished.report);
-        println!(
-            "{rate:.3} requests/s: {}",
-            missed.as_ref().map_or_else(|| "met".into(), |why| format!("missed, {why}"))
-        );
+        let shown = missed.as_ref().map_or_else(|| "met".into(), |why| format!("missed, {why}"));
+        println!("{rate:.3} requests/s: {shown}");
+        probes.push(Probe {
+            rate,
+            met: missed.is_none(),
+            judged: slo.judge(&finished.report),
+            tokens_per_s: finished.report.output_tokens as f64 / finished.report.duration_s.max(1e-9),
+        });
         search.tell(missed.is_none());
     }
     let ends = (search.passed, search.missed);
-    println!(
-        "{}",
-        match ends {
-            (Some(low), Some(high)) =>
-                format!("highest rate that meets {}: between {low:.3} and {high:.3} requests/s", args.slo),
-            (Some(low), None) => format!("{low:.3} requests/s still meets {}; nothing higher was probed", args.slo),
-            (None, _) => format!("no rate meets {}", args.slo),
-        }
-    );
+    let found = match ends {
+        (Some(low), Some(high)) => format!("highest rate that meets it: between {low:.3} and {high:.3} requests/s"),
+        (Some(low), None) => format!("{low:.3} requests/s still meet it; nothing higher was probed"),
+        (None, _) => "no rate meets it".to_owned(),
+    };
+    println!("{}: {found}", args.slo);
+    if let Some(path) = &args.run.html {
+        let page = html::search(&args.slo, &found, &run::command_line(), &probes);
+        std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
+    }
     write(args.run.json.as_deref(), json!({ "rate_met": ends.0, "rate_missed": ends.1 }))?;
     Ok(u8::from(ends.0.is_none()))
+}
+
+/// Refuses what a command of several runs would not do: results and tables are those of one run.
+fn only(run: &RunArgs, html: bool) -> anyhow::Result<()> {
+    ensure!(!run.save_result && run.csv.is_none(), "--save-result and --csv are for one run");
+    ensure!(html || run.html.is_none(), "--html is for one run or a search");
+    ensure!(!run.dry_run, "--dry-run is for one run");
+    Ok(())
 }
 
 fn figures(rows: &[Row]) -> Value {

@@ -85,6 +85,9 @@ fn http2_and_tls_carry_the_same() {
             text(&out).lines().any(|l| l.starts_with("Successful requests:") && l.trim_end().ends_with(" 30"));
         assert!(succeeded, "{tls:?} {http2}: {}", text(&out));
     }
+    let mock = Mock::start(&["--ttft-ms", "300", "--http2"]);
+    let (_, figures) = run(&mock, &["--http2", "--num-prompts", "80", "--random-output-len", "1", "--threads", "1"]);
+    assert_eq!(number(&figures, "client_connections"), 1.0, "eighty streams share a connection");
     let mock = Mock::start(&tls);
     let stranger = loadgen(&["--base-url", &mock.url, "--num-prompts", "1", "--model", "m", "--no-progress"]);
     assert!(text(&stranger).contains("TLS: "), "an unknown certificate is refused: {}", text(&stranger));

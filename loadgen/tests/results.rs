@@ -80,6 +80,8 @@ fn compare_tells_a_slower_server_and_refuses_another_workload() {
     assert_eq!(compared["ttft_p50_verdict"], "worse", "{}", text(&out));
     assert!(number(&compared, "ttft_p50_difference") > 100.0);
     assert_eq!(compared["ttft_p99_verdict"], "no evidence", "forty requests say nothing of p99");
+    let ignored = loadgen(&["ab", "--base-url-b", "http://127.0.0.1:9", "--save-result"]);
+    assert!(text(&ignored).contains("are for one run"), "{}", text(&ignored));
     let refused = loadgen(&["compare", &path("fast.json"), &path("other.json")]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused).contains("different workloads"), "{}", text(&refused));
@@ -102,7 +104,7 @@ fn search_encloses_what_the_server_can_do() {
     // Four at a time, 100 ms each: 40 requests a second.
     let mock = Mock::start(&["--ttft-ms", "100", "--slots", "4"]);
     let dir = tempfile::tempdir().unwrap();
-    let json = dir.path().join("search.json");
+    let (json, page) = (dir.path().join("search.json"), dir.path().join("search.html"));
     let out = loadgen(
         &[
             &[
@@ -115,13 +117,15 @@ fn search_encloses_what_the_server_can_do() {
                 "ttft:p99<800ms",
                 "--no-progress",
             ][..],
-            &["--start-rate", "20", "--probe-seconds", "3", "--precision", "1", "--json", json.to_str().unwrap()],
+            &["--start-rate", "20", "--probe-seconds", "2", "--precision", "1", "--json", json.to_str().unwrap()],
+            &["--html", page.to_str().unwrap()],
         ]
         .concat(),
     );
     match out.status.code() {
         Some(0) => {
             let found = figures(&json);
+            assert!(std::fs::read_to_string(&page).unwrap().contains("ttft p99 against the rate"));
             let (met, missed) = (number(&found, "rate_met"), number(&found, "rate_missed"));
             assert!(met < missed && met < 80.0, "{found}: 80 a second wait for over a second: {}", text(&out));
         }

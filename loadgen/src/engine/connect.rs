@@ -156,6 +156,7 @@ pub struct Pool {
     idle: RefCell<Vec<Connection>>,
     /// One handle for each HTTP/2 connection; its streams are counted in the handle.
     shared: RefCell<Vec<Connection>>,
+    opening: tokio::sync::Mutex<()>,
     /// Connections opened so far.
     pub opened: Cell<usize>,
     /// Connections that failed for want of a descriptor.
@@ -169,6 +170,7 @@ impl Pool {
             endpoint,
             idle: RefCell::default(),
             shared: RefCell::default(),
+            opening: tokio::sync::Mutex::default(),
             opened: Cell::new(0),
             descriptors_missed: Cell::new(0),
         }
@@ -200,6 +202,11 @@ impl Pool {
 
     async fn stream(&self) -> Result<Connection, Failure> {
         self.shared.borrow_mut().retain(Connection::is_open);
+        if let Some(stream) = self.stream_of_open() {
+            return Ok(stream);
+        }
+        // Who comes while a connection is being opened waits for that one.
+        let _one = self.opening.lock().await;
         if let Some(stream) = self.stream_of_open() {
             return Ok(stream);
         }
