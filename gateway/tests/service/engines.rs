@@ -1,0 +1,130 @@
+//! Several engines: time-outs, breakers, retries, affinity, models.
+
+use super::*;
+
+#[test]
+fn silent_engine_runs_into_its_time() {
+    let (engine, requests) = held();
+    let first = configured(&[&engine], "", "[timeouts]\nfirst_token_ms = 50");
+    let client = Raw::send(&first.http, "/v1/completions", &[], &completion(3, 5, false));
+    let mut e = next(&requests);
+    let mut answer = Raw::head(client);
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (504, Some("engine_timeout")));
+    e.closed();
+    // A gateway of its own: the token must not be late for the first limit.
+    let gateway = configured(&[&engine], "", "[timeouts]\ninter_token_ms = 80");
+    let client = Raw::send(&gateway.http, "/v1/completions", &[], &completion(3, 5, true));
+    let mut e = next(&requests);
+    e.start_stream();
+    e.token("a");
+    let rest = Raw::head(client).rest();
+    assert!(rest.contains("engine_timeout") && !rest.contains("[DONE]"), "{rest}");
+    e.closed();
+}
+
+#[test]
+fn dead_engine_is_left_out_and_taken_back() {
+    let deaf = Deaf::new();
+    let alive = upstream(|mut e| finish(&mut e));
+    let gateway = configured(&[&deaf.http(), &alive], "", "[timeouts]\nhealth_ms = 50");
+    for _ in 0..20 {
+        assert_eq!(Raw::post(&gateway.http, "/v1/completions", &[], &completion(3, 5, false)).status, 200);
+    }
+    let open = |engine: &str| metric(&gateway, &format!("gateway_engine_open{{engine=\"{engine}\"}}"));
+    wait_for("the dead one is closed", || (open("e0"), open("e1")) == (0.0, 1.0));
+    let listener = deaf.listen();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || Exchange::read(stream).and_then(Exchange::unlooked));
+        }
+    });
+    wait_for("it is back", || (open("e0"), open("e1")) == (1.0, 1.0));
+}
+
+#[test]
+fn request_is_tried_elsewhere_before_its_first_byte_and_never_after() {
+    let dies = |after: bool| {
+        upstream(move |mut e| {
+            if after {
+                e.start_stream();
+                e.token("one");
+            }
+        })
+    };
+    for (after, words, not) in [(false, "[DONE]", "engine_lost"), (true, "engine_lost", "[DONE]")] {
+        let (good, requests) = held();
+        let dying = dies(after);
+        let gateway = configured(&[&dying, &good], "", "");
+        // The session decides the engine, so half of these meet the dying one first.
+        let mut met = 0;
+        for session in 0..8 {
+            let header = format!("x-session-id: s{session}");
+            let client = Raw::send(&gateway.http, "/v1/completions", &[&header], &completion(3, 5, true));
+            let mut seen = String::new();
+            std::thread::scope(|scope| {
+                let reading = scope.spawn(|| Raw::head(client).rest());
+                while !reading.is_finished() {
+                    if let Ok(mut e) = requests.recv_timeout(Duration::from_millis(10)) {
+                        finish(&mut e);
+                    }
+                }
+                seen = reading.join().unwrap();
+            });
+            met += usize::from(seen.contains(words) && !seen.contains(not));
+            let duplicated = seen.contains("\"a\"") && seen.contains("\"one\"");
+            assert!(!duplicated, "{seen}");
+            assert!(seen.contains("[DONE]") || after, "{seen}");
+        }
+        assert!(met > 0);
+    }
+}
+
+#[test]
+fn sessions_and_prefixes_stay_with_their_engine() {
+    let engines: Vec<Http> =
+        (0..3).map(|i| upstream(move |mut e| e.answer("200 OK", &format!("{{\"choices\":[],\"by\":{i}}}")))).collect();
+    let gateway = configured(&[&engines[0], &engines[1], &engines[2]], "", "");
+    let by = |headers: &[&str], prompt: &str| {
+        let body = json!({ "prompt": prompt, "max_tokens": 1 }).to_string();
+        Raw::post(&gateway.http, "/v1/completions", headers, &body).json()["by"].as_u64().unwrap()
+    };
+    let mut used = std::collections::HashSet::new();
+    for session in 0..12 {
+        let header = format!("x-session-id: {session}");
+        let first = by(&[&header], "x");
+        used.insert(first);
+        for _ in 0..3 {
+            assert_eq!(by(&[&header], "y"), first);
+        }
+    }
+    assert_eq!(used.len(), 3, "all engines have sessions");
+    for word in ["alpha ", "beta ", "gamma "] {
+        let prefix = word.repeat(500);
+        let first = by(&[], &format!("{prefix} 0"));
+        for i in 1..6 {
+            assert_eq!(by(&[], &format!("{prefix} {i}")), first, "{word}");
+        }
+    }
+}
+
+#[test]
+fn models_of_all_engines_are_one_list() {
+    let with = |models: Value| {
+        scripted::plain_upstream(move |mut e| {
+            let body = if e.head.starts_with("GET /v1/models ") { json!({ "data": models }) } else { json!({}) };
+            e.answer("200 OK", &body.to_string());
+        })
+    };
+    let one = with(json!([{ "id": "a", "max_model_len": 100 }, { "id": "b" }]));
+    let two = with(json!([{ "id": "b" }, { "id": "c" }]));
+    let gateway = configured(&[&one, &two], "", "[timeouts]\nhealth_ms = 50");
+    let ids = || {
+        let list = gateway.http.get_json("/v1/models").unwrap();
+        list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    wait_for("all models", || ids() == ["a", "b", "c"]);
+    let status = gateway.admin().unwrap().get_json("/v1/status").unwrap();
+    assert_eq!(status["engines"][0]["context_tokens_max"], 100);
+    let mut answer = Raw::post(&gateway.http, "/v1/completions", &[], r#"{"model":"zzz","prompt":[1]}"#);
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (404, Some("model_not_found")));
+}
