@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::object;
 use crate::usage::Usage;
 
 /// Facts of one event's data.
@@ -85,37 +86,28 @@ pub fn hide_usage(data: &[u8]) -> Option<Vec<u8>> {
     Some([&data[..start], &data[end..]].concat())
 }
 
+impl<'de> object::Members<'de> for Members<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "choices" => {
+                let choices: Choices = map.next_value()?;
+                self.tokens = choices.with_text;
+                self.no_choices = choices.is_list && choices.count == 0;
+            }
+            "usage" => self.usage = Some(map.next_value()?),
+            "error" => self.error = Some(map.next_value()?),
+            "type" => self.kind = map.next_value::<Loose<'de>>()?.text,
+            "delta" => self.delta_text = map.next_value::<Loose<'de>>()?.has_text(),
+            "response" => self.response = Some(map.next_value()?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut m = Members::default();
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    match &*key {
-                        "choices" => {
-                            let choices: Choices = map.next_value()?;
-                            m.tokens = choices.with_text;
-                            m.no_choices = choices.is_list && choices.count == 0;
-                        }
-                        "usage" => m.usage = Some(map.next_value()?),
-                        "error" => m.error = Some(map.next_value()?),
-                        "type" => m.kind = map.next_value::<Loose<'de>>()?.text,
-                        "delta" => m.delta_text = map.next_value::<Loose<'de>>()?.has_text(),
-                        "response" => m.response = Some(map.next_value()?),
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(m)
-            }
-        }
-        deserializer.deserialize_map(Object)
+        object::object(deserializer)
     }
 }
 
@@ -167,6 +159,17 @@ impl Loose<'_> {
     }
 }
 
+impl<'de> object::Members<'de> for Loose<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "delta" | "message" | "tool_calls" => self.inner_text |= map.next_value::<Loose<'de>>()?.inner_text,
+            key if TEXT_KEYS.contains(&key) => self.inner_text |= map.next_value::<Loose<'de>>()?.has_text(),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
 impl<'de> Deserialize<'de> for Loose<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
@@ -204,19 +207,8 @@ impl<'de> Deserialize<'de> for Loose<'de> {
                 }
                 Ok(Loose { text: None, inner_text: any })
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut inner_text = false;
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    match &*key {
-                        "delta" | "message" => inner_text |= map.next_value::<Loose<'de>>()?.inner_text,
-                        "tool_calls" => inner_text |= map.next_value::<Loose<'de>>()?.inner_text,
-                        key if TEXT_KEYS.contains(&key) => inner_text |= map.next_value::<Loose<'de>>()?.has_text(),
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(Loose { text: None, inner_text })
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                object::members(map)
             }
         }
         deserializer.deserialize_any(Any)

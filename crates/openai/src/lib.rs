@@ -8,6 +8,7 @@
 
 mod chunk;
 mod count;
+mod object;
 mod request;
 mod splice;
 mod usage;

@@ -7,10 +7,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess};
 use serde_json::value::RawValue;
 
 use crate::count::Prompt;
+use crate::object;
 use crate::splice::{self, Splice};
 
 /// The body is no JSON object; says where.
@@ -63,42 +64,32 @@ struct Members<'a> {
     tools: Option<&'a RawValue>,
 }
 
+impl<'de> object::Members<'de> for Members<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        let slot = match key {
+            "model" => &mut self.model,
+            "stream" => &mut self.stream,
+            "stream_options" => &mut self.stream_options,
+            "max_tokens" => &mut self.max_tokens,
+            "max_completion_tokens" => &mut self.max_completion_tokens,
+            "max_output_tokens" => &mut self.max_output_tokens,
+            "n" => &mut self.n,
+            "best_of" => &mut self.best_of,
+            "messages" => &mut self.messages,
+            "prompt" => &mut self.prompt,
+            "input" => &mut self.input,
+            "instructions" => &mut self.instructions,
+            "tools" => &mut self.tools,
+            _ => return map.next_value::<IgnoredAny>().map(drop),
+        };
+        *slot = Some(map.next_value()?);
+        Ok(())
+    }
+}
+
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut m = Members::default();
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    let slot = match &*key {
-                        "model" => &mut m.model,
-                        "stream" => &mut m.stream,
-                        "stream_options" => &mut m.stream_options,
-                        "max_tokens" => &mut m.max_tokens,
-                        "max_completion_tokens" => &mut m.max_completion_tokens,
-                        "max_output_tokens" => &mut m.max_output_tokens,
-                        "n" => &mut m.n,
-                        "best_of" => &mut m.best_of,
-                        "messages" => &mut m.messages,
-                        "prompt" => &mut m.prompt,
-                        "input" => &mut m.input,
-                        "instructions" => &mut m.instructions,
-                        "tools" => &mut m.tools,
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    *slot = Some(map.next_value()?);
-                }
-                Ok(m)
-            }
-        }
-        deserializer.deserialize_map(Object)
+        object::object(deserializer)
     }
 }
 
@@ -180,15 +171,16 @@ fn is_true(json: &str) -> bool {
 }
 
 fn asks_for_usage(options: &RawValue) -> bool {
-    object(options.get()).is_some_and(|o| o.get("include_usage").is_some_and(|v| *v == serde_json::Value::Bool(true)))
+    json_object(options.get())
+        .is_some_and(|o| o.get("include_usage").is_some_and(|v| *v == serde_json::Value::Bool(true)))
 }
 
-fn object(json: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+fn json_object(json: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
     serde_json::from_str(json).ok()
 }
 
 fn with_include_usage(options: &str) -> String {
-    let mut object = object(options).unwrap_or_default();
+    let mut object = json_object(options).unwrap_or_default();
     object.insert("include_usage".into(), true.into());
     serde_json::Value::Object(object).to_string()
 }
