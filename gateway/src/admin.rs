@@ -6,21 +6,23 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{MethodRouter, get, put};
+use axum::routing::{MethodRouter, get, post, put};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::engines::Engine;
 use crate::gateway::Gateway;
+use crate::monitor;
 
 /// The admin API's paths, their methods and handlers.
-fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<Gateway>>); 5] {
+fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<Gateway>>); 6] {
     [
         ("/health", "get", get(|| async { "ok\n" })),
         ("/ready", "get", get(ready)),
         ("/metrics", "get", get(metrics)),
         ("/v1/status", "get", get(status)),
         ("/v1/engines/{name}", "put", put(put_engine)),
+        ("/v1/reload", "post", post(reload)),
     ]
 }
 
@@ -56,41 +58,47 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 
 async fn status(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
     let (requests, bytes, running) = gateway.admitter.load();
-    let tenants = gateway.tenants.all().iter().map(|t| {
+    let setup = gateway.setup();
+    let tenants = setup.tenants.all().iter().map(|t| {
         let (served_tokens, sequences) = gateway.admitter.tenant(t.index);
         json!({ "name": t.name, "weight": t.tier.weight, "band": t.tier.band,
                 "served_tokens": served_tokens, "sequences": sequences })
     });
     Json(json!({
+        "generation": setup.generation,
         "version": env!("CARGO_PKG_VERSION"),
         "ready": gateway.is_ready(),
         "requests": gateway.in_flight(),
         "queue": { "requests": requests, "bytes": bytes,
-                   "requests_max": gateway.config.queue.requests, "bytes_max": gateway.config.queue.bytes },
+                   "requests_max": setup.config.queue.requests, "bytes_max": setup.config.queue.bytes },
         "admitted": running,
-        "engines": gateway.engines.iter().map(|e| engine(&gateway, e)).collect::<Vec<_>>(),
+        "engines": setup.engines.iter().map(|e| engine(&gateway, e)).collect::<Vec<_>>(),
         "tenants": tenants.collect::<Vec<_>>(),
     }))
 }
 
 fn engine(gateway: &Gateway, engine: &Engine) -> Value {
-    let ledger = gateway.admitter.ledger(engine.index);
-    let limit = |tokens: u64| (tokens != u64::MAX).then_some(tokens);
+    let mut load = engine.load(&gateway.admitter);
     let models: Vec<Value> = engine.models().iter().map(|m| m["id"].clone()).collect();
-    json!({
-        "name": engine.config.name,
-        "address": engine.config.address,
-        "open": engine.is_open(),
-        "draining": engine.is_draining(),
-        "models": models,
-        "prefill_tokens": ledger.prefill_tokens,
-        "prefill_tokens_max": limit(ledger.capacity.prefill_tokens),
-        "sequences": ledger.sequences,
-        "sequences_max": limit(ledger.capacity.sequences),
-        "kv_tokens": ledger.kv_tokens,
-        "kv_tokens_max": limit(ledger.capacity.kv_tokens),
-        "context_tokens_max": limit(ledger.capacity.context_tokens),
-    })
+    for (name, value) in [
+        ("name", json!(engine.config.name)),
+        ("address", json!(engine.config.address)),
+        ("draining", json!(engine.is_draining())),
+        ("models", json!(models)),
+    ] {
+        load.insert(name.to_owned(), value);
+    }
+    load.into()
+}
+
+/// Reads the file again. A mistake in it, and its line, is the caller's to see; what was in force stays.
+async fn reload(State(gateway): State<Arc<Gateway>>) -> Response {
+    // It resolves names and reads files.
+    match tokio::task::spawn_blocking(move || monitor::reload(&gateway)).await {
+        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
+        Ok(Err(e)) => error(StatusCode::CONFLICT, &format!("{e:#}")),
+        Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+    }
 }
 
 #[derive(Deserialize)]
@@ -108,7 +116,8 @@ async fn put_engine(
         Ok(wanted) => wanted,
         Err(e) => return error(StatusCode::BAD_REQUEST, &format!("want {{\"draining\": true}} or false: {e}")),
     };
-    let Some(found) = gateway.engines.iter().find(|e| e.config.name == name) else {
+    let setup = gateway.setup();
+    let Some(found) = setup.engines.named(&name) else {
         return error(StatusCode::NOT_FOUND, "no engine of that name; see /v1/status");
     };
     found.set_draining(wanted.draining, &gateway.admitter);

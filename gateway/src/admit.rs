@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use admission::{Admission, Capacity, EngineIndex, Explanation, Grant, GrantId, Ledger, PrefixIndex, QueueLimits};
-use admission::{Refusal, Request, Served, TenantIndex, TenantLimits, Ticket};
+use admission::{Admission, Capacity, EngineIndex, EngineSet, Explanation, Grant, GrantId, Ledger, Others};
+use admission::{PrefixIndex, QueueLimits, Refusal, Request, Served, TenantIndex, TenantLimits, Ticket};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -27,11 +27,34 @@ struct State {
     admission: Admission,
     waiting: HashMap<Ticket, Entry>,
     prefixes: PrefixIndex,
+    /// Of the configuration that eligible engines come from.
+    generation: u64,
 }
 
 struct Entry {
     sender: oneshot::Sender<Result<Lease, Failure>>,
+    model: Option<String>,
     prefix: Vec<u64>,
+}
+
+/// Why a request does not get into the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// Waiting has no point.
+    Refused(Refusal),
+    /// It was prepared for a configuration that is not in force any more.
+    Outdated,
+}
+
+/// What is asked for beside admission's own request.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Model, if the request names one: decides which engines are eligible when they change.
+    pub model: Option<String>,
+    /// Hashes of the prompt's blocks.
+    pub prefix: Vec<u64>,
+    /// Generation of the configuration that its eligible engines come from.
+    pub generation: u64,
 }
 
 /// A request in the queue.
@@ -56,17 +79,47 @@ pub struct Lease {
 }
 
 impl Admitter {
-    /// With an engine for each capacity and the tenants' limits.
-    pub fn new(limits: QueueLimits, capacities: &[Capacity], tenants: &[TenantLimits], seed: u64) -> Self {
-        let mut admission = Admission::new(limits, seed);
-        for capacity in capacities {
-            admission.add_engine(*capacity);
-        }
-        for (tenant, limits) in tenants.iter().enumerate() {
-            admission.set_tenant(tenant, *limits);
-        }
-        let state = State { admission, waiting: HashMap::new(), prefixes: PrefixIndex::default() };
+    /// Without engines and tenants; `seed` decides the random choices.
+    pub fn new(limits: QueueLimits, seed: u64) -> Self {
+        let admission = Admission::new(limits, seed);
+        let state = State { admission, waiting: HashMap::new(), prefixes: PrefixIndex::default(), generation: 0 };
         Self { state: Mutex::new(state), started: Instant::now() }
+    }
+
+    /// Adds an engine; `None` if there is no room for one.
+    pub fn add_engine(&self, capacity: Capacity) -> Option<EngineIndex> {
+        self.state.lock().admission.add_engine(capacity)
+    }
+
+    /// Takes engines away that no request has been told of.
+    pub fn forget_engines(&self, engines: EngineSet) {
+        let mut state = self.state.lock();
+        engines.iter().for_each(|engine| state.admission.remove_engine(engine));
+    }
+
+    /// Another configuration is in force: without the engines `removed`, with these bounds and tenants' limits. Who waits
+    /// may go where `eligible` says for its model; who may go nowhere is told so.
+    pub fn configure(
+        self: &Arc<Self>,
+        generation: u64,
+        removed: EngineSet,
+        limits: QueueLimits,
+        tenants: impl Iterator<Item = (TenantIndex, TenantLimits)>,
+        eligible: impl Fn(Option<&str>) -> EngineSet,
+    ) {
+        let mut state = self.state.lock();
+        let State { admission, waiting, prefixes, .. } = &mut *state;
+        admission.set_queue_limits(limits);
+        tenants.for_each(|(tenant, limits)| admission.set_tenant(tenant, limits));
+        for engine in removed.iter() {
+            admission.remove_engine(engine);
+            prefixes.forget(engine);
+        }
+        for (&ticket, entry) in waiting.iter() {
+            admission.set_eligible(ticket, eligible(entry.model.as_deref()));
+        }
+        state.generation = generation;
+        self.settle(state);
     }
 
     /// Microseconds since the start: admission's clock.
@@ -74,16 +127,19 @@ impl Admitter {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Puts a request into the queue; `prefix` are its block hashes, `session` the engines its session prefers.
+    /// Puts a request into the queue; its `preferred` are the engines that its session prefers.
     ///
     /// # Errors
-    /// If it is refused.
-    pub fn enter(self: &Arc<Self>, mut request: Request, prefix: Vec<u64>) -> Result<Waiting, Refusal> {
+    /// If it is refused, or its eligible engines are those of an earlier configuration.
+    pub fn enter(self: &Arc<Self>, mut request: Request, asked: Asked) -> Result<Waiting, Outside> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.lock();
-        request.preferred.extend(state.prefixes.preferred(&prefix));
-        let ticket = state.admission.offer(request, self.now_us())?;
-        state.waiting.insert(ticket, Entry { sender, prefix });
+        if asked.generation < state.generation {
+            return Err(Outside::Outdated);
+        }
+        request.preferred.extend(state.prefixes.preferred(&asked.prefix));
+        let ticket = state.admission.offer(request, self.now_us()).map_err(Outside::Refused)?;
+        state.waiting.insert(ticket, Entry { sender, model: asked.model, prefix: asked.prefix });
         self.dispatch(state);
         Ok(Waiting { admitter: Arc::clone(self), ticket, receiver })
     }
@@ -101,24 +157,17 @@ impl Admitter {
         if lost_cache {
             state.prefixes.forget(engine);
         }
-        let mut orphans = Vec::new();
-        if !open {
-            for ticket in state.admission.orphans() {
-                state.admission.withdraw(ticket, self.now_us());
-                orphans.extend(state.waiting.remove(&ticket));
-            }
-        }
-        self.dispatch(state);
-        for orphan in orphans {
-            let _ = orphan.sender.send(Err(Failure::EngineUnreachable));
-        }
+        self.settle(state);
     }
 
-    /// Changes an engine's limits.
-    pub fn set_capacity(self: &Arc<Self>, engine: EngineIndex, capacity: Capacity) {
+    /// An engine's limits, what others have there, and its time for a token of prompt, nanoseconds, follow what it says.
+    pub fn follow(self: &Arc<Self>, engine: EngineIndex, capacity: Capacity, others: Others, ns: Option<f64>) {
         let mut state = self.state.lock();
-        if state.admission.ledger(engine).capacity != capacity {
+        state.admission.set_prefill_ns_per_token(engine, ns);
+        let ledger = *state.admission.ledger(engine);
+        if (ledger.capacity, ledger.others) != (capacity, others) {
             state.admission.set_capacity(engine, capacity);
+            state.admission.set_others(engine, others);
             self.dispatch(state);
         }
     }
@@ -139,6 +188,19 @@ impl Admitter {
     pub fn tenant(&self, tenant: TenantIndex) -> (u64, u64) {
         let state = self.state.lock();
         (state.admission.served_tokens(tenant), state.admission.sequences(tenant))
+    }
+
+    /// Tells those who wait for closed engines only, then lets go whoever may.
+    fn settle(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>) {
+        let mut orphans = Vec::new();
+        for ticket in state.admission.orphans() {
+            state.admission.withdraw(ticket, self.now_us());
+            orphans.extend(state.waiting.remove(&ticket));
+        }
+        self.dispatch(state);
+        for orphan in orphans {
+            let _ = orphan.sender.send(Err(Failure::EngineUnreachable));
+        }
     }
 
     /// Lets go whoever may; tells them after the lock is free, because a lease that nobody takes comes back at once.
@@ -230,16 +292,18 @@ mod tests {
 
     fn admitter() -> Arc<Admitter> {
         let capacity = Capacity { sequences: 1, ..Capacity::UNLIMITED };
-        Arc::new(Admitter::new(QueueLimits { requests: 10, bytes: 1000 }, &[capacity], &[], 1))
+        let admitter = Admitter::new(QueueLimits { requests: 10, bytes: 1000 }, 1);
+        assert_eq!(admitter.add_engine(capacity), Some(0));
+        Arc::new(admitter)
     }
 
     #[tokio::test]
     async fn every_way_out_gives_everything_back() {
         let a = admitter();
-        let mut first = a.enter(request(), Vec::new()).unwrap();
+        let mut first = a.enter(request(), Asked::default()).unwrap();
         let lease = first.turn().await.unwrap();
-        let second = a.enter(request(), Vec::new()).unwrap();
-        let mut third = a.enter(request(), Vec::new()).unwrap();
+        let second = a.enter(request(), Asked::default()).unwrap();
+        let mut third = a.enter(request(), Asked::default()).unwrap();
         // One leaves while it waits, one is granted and leaves before it notices.
         drop(second);
         assert_eq!(a.load(), (1, 100, 1));
@@ -247,7 +311,7 @@ mod tests {
         drop(first);
         assert_eq!(a.load(), (0, 0, 1));
         drop(third.turn().await.unwrap());
-        let fourth = a.enter(request(), Vec::new()).unwrap();
+        let fourth = a.enter(request(), Asked::default()).unwrap();
         assert_eq!(a.load(), (0, 0, 1), "granted, not looked at");
         drop(fourth);
         assert!(a.ledger(0).is_idle());
@@ -257,11 +321,32 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_dead_engine_is_told() {
         let a = admitter();
-        let mut running = a.enter(request(), Vec::new()).unwrap();
+        let mut running = a.enter(request(), Asked::default()).unwrap();
         let _lease = running.turn().await.unwrap();
-        let mut waiting = a.enter(request(), Vec::new()).unwrap();
+        let mut waiting = a.enter(request(), Asked::default()).unwrap();
         a.set_open(0, false, true);
         assert!(matches!(waiting.turn().await, Err(Failure::EngineUnreachable)));
-        assert!(matches!(a.enter(request(), Vec::new()), Err(Refusal::NoEngine)));
+        assert!(matches!(a.enter(request(), Asked::default()), Err(Outside::Refused(Refusal::NoEngine))));
+    }
+    #[tokio::test]
+    async fn who_waits_goes_where_a_new_configuration_says() {
+        let a = admitter();
+        let mut running = a.enter(request(), Asked::default()).unwrap();
+        let lease = running.turn().await.unwrap();
+        let asked = || Asked { model: Some("m".to_owned()), ..Asked::default() };
+        let mut waiting = a.enter(request(), asked()).unwrap();
+        let limits = QueueLimits { requests: 10, bytes: 1000 };
+        let one = EngineSet::EMPTY.with(1);
+        assert_eq!(a.add_engine(Capacity::UNLIMITED), Some(1));
+        a.configure(1, EngineSet::EMPTY.with(0), limits, std::iter::empty(), |model| {
+            if model == Some("m") { one } else { EngineSet::EMPTY }
+        });
+        assert_eq!(waiting.turn().await.unwrap().engine, 1);
+        assert!(matches!(a.enter(request(), asked()), Err(Outside::Outdated)));
+        let mut fresh = a.enter(Request { eligible: one, ..request() }, Asked { generation: 1, ..asked() }).unwrap();
+        assert_eq!(fresh.turn().await.unwrap().engine, 1);
+        assert_eq!(lease.engine, 0, "what runs on a removed engine stays");
+        drop((lease, running, waiting, fresh));
+        assert_eq!(a.load(), (0, 0, 0));
     }
 }

@@ -7,10 +7,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use admission::{BANDS, Capacity, ENGINES_MAX, Quota, TENANTS_MAX, TenantLimits};
-use anyhow::{Context, bail, ensure};
+use admission::{BANDS, ENGINES_MAX, Quota, TENANTS_MAX, TenantLimits};
+use anyhow::{Context, bail};
 use serde::Deserialize;
 
+use crate::mistakes::Mistake;
 use crate::quirks::Kind;
 
 /// The file.
@@ -33,6 +34,9 @@ pub struct Config {
     pub tiers: HashMap<String, Tier>,
     /// Who may use the gateway. Without any, everyone may and is one tenant.
     pub tenants: Vec<Tenant>,
+    /// The file's text: mistakes have lines.
+    #[serde(skip)]
+    text: String,
 }
 
 /// One engine.
@@ -49,6 +53,8 @@ pub struct Engine {
     pub kind: Kind,
     /// Environment variable that holds the key which the engine wants.
     pub api_key_env: Option<String>,
+    /// Admin API of the vnpu-daemon under it, `host:port`.
+    pub daemon: Option<String>,
     /// Prompt tokens between admission and first token.
     #[serde(default = "prefill_tokens")]
     pub prefill_tokens: u64,
@@ -204,6 +210,7 @@ impl Default for Config {
             retries: 1,
             tiers: HashMap::new(),
             tenants: Vec::new(),
+            text: String::new(),
         }
     }
 }
@@ -216,20 +223,11 @@ impl Engine {
             address: address.to_owned(),
             kind: Kind::default(),
             api_key_env: None,
+            daemon: None,
             prefill_tokens: prefill_tokens(),
             sequences: sequences(),
             kv_tokens: None,
             context_tokens: None,
-        }
-    }
-
-    /// Its limits, before it has said anything itself.
-    pub fn capacity(&self) -> Capacity {
-        Capacity {
-            prefill_tokens: self.prefill_tokens,
-            sequences: self.sequences,
-            kv_tokens: self.kv_tokens.unwrap_or(u64::MAX),
-            context_tokens: self.context_tokens.unwrap_or(u64::MAX),
         }
     }
 }
@@ -264,38 +262,76 @@ impl Config {
                 engine.name.clone_from(&engine.address);
             }
         }
-        config.check()?;
+        text.clone_into(&mut config.text);
+        config.check().map_err(|mistake| config.wrong(&mistake))?;
         Ok(config)
     }
 
-    fn check(&self) -> anyhow::Result<()> {
-        ensure!(!self.engines.is_empty(), "no engine: add one as [[engines]] with its `address`");
-        ensure!(self.engines.len() <= ENGINES_MAX, "{} engines; at most {ENGINES_MAX}", self.engines.len());
-        ensure!(self.tenants.len() < TENANTS_MAX, "{} tenants; below {TENANTS_MAX}", self.tenants.len());
+    /// A mistake, with its line.
+    pub fn wrong(&self, mistake: &Mistake) -> anyhow::Error {
+        mistake.in_file(&self.text)
+    }
+
+    fn check(&self) -> Result<(), Mistake> {
+        let wrong = |at: &[&dyn std::fmt::Display], what: String| Err(Mistake::new(at, what));
+        if self.engines.is_empty() {
+            return wrong(&[], "no engine: add one as [[engines]] with its `address`".to_owned());
+        }
+        if self.engines.len() > ENGINES_MAX {
+            return wrong(&[&"engines", &ENGINES_MAX], format!("more than {ENGINES_MAX} engines"));
+        }
+        if self.tenants.len() >= TENANTS_MAX {
+            return wrong(&[&"tenants", &TENANTS_MAX], format!("{} tenants; below {TENANTS_MAX}", self.tenants.len()));
+        }
         let mut names = HashSet::new();
-        for engine in &self.engines {
-            ensure!(names.insert(&engine.name), "two engines are called `{}`; give each a `name`", engine.name);
+        for (i, engine) in self.engines.iter().enumerate() {
+            if !names.insert(&engine.name) {
+                let what = format!("two engines are called `{}`; give each a `name`", engine.name);
+                return wrong(&[&"engines", &i, &"name"], what);
+            }
         }
         for (name, tier) in &self.tiers {
-            ensure!(tier.weight >= 1, "tier `{name}`: weight is 0; the least is 1");
-            ensure!(tier.band < BANDS, "tier `{name}`: band {}; bands are 0 to {}", tier.band, BANDS - 1);
+            if tier.weight == 0 {
+                return wrong(&[&"tiers", name, &"weight"], format!("tier `{name}`: weight is 0; the least is 1"));
+            }
+            if tier.band >= BANDS {
+                let what = format!("tier `{name}`: band {}; bands are 0 to {}", tier.band, BANDS - 1);
+                return wrong(&[&"tiers", name, &"band"], what);
+            }
         }
+        self.check_tenants()?;
+        let wild = |p: &String| !p.starts_with('/') && *p != "*";
+        if let Some(i) = self.pass_through.iter().position(wild) {
+            let what =
+                format!("pass_through `{}`: a path begins with `/`; `*` alone is every path", self.pass_through[i]);
+            return wrong(&[&"pass_through", &i], what);
+        }
+        Ok(())
+    }
+
+    fn check_tenants(&self) -> Result<(), Mistake> {
         let (mut names, mut keys) = (HashSet::new(), HashSet::new());
-        for tenant in &self.tenants {
-            ensure!(names.insert(&tenant.name), "two tenants are called `{}`", tenant.name);
-            ensure!(tenant.name.len() <= wire::TENANT_BYTES_MAX, "tenant `{}`: its name is too long", tenant.name);
+        for (i, tenant) in self.tenants.iter().enumerate() {
+            let name = &tenant.name;
+            let wrong = |member: &str, what: String| Err(Mistake::new(&[&"tenants", &i, &member], what));
+            if !names.insert(name) {
+                return wrong("name", format!("two tenants are called `{name}`"));
+            }
+            if name.len() > wire::TENANT_BYTES_MAX {
+                return wrong("name", format!("tenant `{name}`: above {} bytes of name", wire::TENANT_BYTES_MAX));
+            }
             if let Some(tier) = tenant.tier.as_ref().filter(|t| !self.tiers.contains_key(*t)) {
-                bail!("tenant `{}`: there is no tier `{tier}`", tenant.name);
+                return wrong("tier", format!("tenant `{name}`: there is no tier `{tier}`"));
             }
-            for key in &tenant.key_sha256 {
-                let fine = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
-                ensure!(fine, "tenant `{}`: `{key}` is no SHA-256; print one with `gateway key`", tenant.name);
-                ensure!(keys.insert(key.to_ascii_lowercase()), "tenant `{}`: a key is used twice", tenant.name);
+            for (k, key) in tenant.key_sha256.iter().enumerate() {
+                let wrong = |what: String| Err(Mistake::new(&[&"tenants", &i, &"key_sha256", &k], what));
+                if key.len() != 64 || !key.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return wrong(format!("tenant `{name}`: `{key}` is no SHA-256; print one with `gateway key`"));
+                }
+                if !keys.insert(key.to_ascii_lowercase()) {
+                    return wrong(format!("tenant `{name}`: a key is used twice"));
+                }
             }
-        }
-        let wild = |p: &&String| !p.starts_with('/') && *p != "*";
-        if let Some(path) = self.pass_through.iter().find(wild) {
-            bail!("pass_through `{path}`: a path begins with `/`; `*` alone is every path");
         }
         Ok(())
     }
@@ -368,12 +404,12 @@ mod tests {
             (String::new(), &["[[engines]]"][..]),
             (format!("{engine}prefil_tokens = 3\n"), &["line 3", "prefil_tokens"]),
             (format!("{engine}kind = \"vlm\"\n"), &["line 3", "vlm", "vllm"]),
-            (format!("{engine}{engine}"), &["a:1", "name"]),
+            (format!("{engine}{engine}"), &["line 3", "a:1", "name"]),
             (format!("{engine}[queue]\nrequests = \"many\"\n"), &["line 4", "requests"]),
-            (format!("{engine}[tiers.x]\nband = 9\n"), &["band 9", "0 to 3"]),
-            (format!("{engine}[[tenants]]\nname = \"t\"\ntier = \"none\"\n"), &["tenant `t`", "none"]),
-            (format!("{engine}[[tenants]]\nname = \"t\"\nkey_sha256 = [\"sk-secret\"]\n"), &["gateway key"]),
-            (format!("pass_through = [\"v1\"]\n{engine}"), &["pass_through", "v1"]),
+            (format!("{engine}[tiers.x]\nband = 9\n"), &["line 4", "band 9", "0 to 3"]),
+            (format!("{engine}[[tenants]]\nname = \"t\"\ntier = \"none\"\n"), &["line 5", "tenant `t`", "none"]),
+            (format!("{engine}[[tenants]]\nname = \"t\"\nkey_sha256 = [\"sk-secret\"]\n"), &["line 5", "gateway key"]),
+            (format!("pass_through = [\"v1\"]\n{engine}"), &["line 1", "pass_through", "v1"]),
         ] {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());
             for word in words {

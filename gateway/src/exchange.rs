@@ -68,6 +68,8 @@ pub struct Outgoing<'a> {
     pub body: Vec<Bytes>,
     /// Usage was asked for by us and is none of the client's business.
     pub hide_usage: bool,
+    /// The client's `Authorization` is a key of ours and none of the engine's business.
+    pub keyed: bool,
 }
 
 impl Gateway {
@@ -88,7 +90,7 @@ impl Gateway {
         if let Some(tracked) = &mut tracked {
             tracked.sent();
         }
-        let sent = reply.attend(self.send(&mut session, engine, request, tracked.is_some()), timers).await;
+        let sent = reply.attend(send(&mut session, engine, request, tracked.is_some()), timers).await;
         let result = match sent {
             Ok(Ok(())) => relay(&mut session, request, reply, timers, tracked).await,
             Ok(Err(_)) => Err(Stop::BeforeAnswer { stale: reused }),
@@ -106,60 +108,59 @@ impl Gateway {
             }
         }
     }
+}
 
-    /// Sends head and body, and waits for the head of the answer.
-    async fn send(
-        &self,
-        session: &mut HttpSession,
-        engine: &Engine,
-        request: &Outgoing<'_>,
-        tracked: bool,
-    ) -> Result<(), pingora_core::BError> {
-        let head = self.engine_head(engine, request, tracked);
-        session.write_request_header(Box::new(head)).await?;
-        let mut written = Ok(());
-        for (i, piece) in request.body.iter().enumerate() {
-            let last = i + 1 == request.body.len();
-            written = session.write_request_body(piece.clone(), last).await;
-            if written.is_err() {
-                break;
-            }
+/// Sends head and body, and waits for the head of the answer.
+async fn send(
+    session: &mut HttpSession,
+    engine: &Engine,
+    request: &Outgoing<'_>,
+    tracked: bool,
+) -> Result<(), pingora_core::BError> {
+    let head = engine_head(engine, request, tracked);
+    session.write_request_header(Box::new(head)).await?;
+    let mut written = Ok(());
+    for (i, piece) in request.body.iter().enumerate() {
+        let last = i + 1 == request.body.len();
+        written = session.write_request_body(piece.clone(), last).await;
+        if written.is_err() {
+            break;
         }
-        if written.is_ok() {
-            session.finish_request_body().await?;
-        }
-        // An engine may refuse a body that it does not read to the end: its answer counts, if it sent one.
-        session.read_response_header().await?;
-        Ok(())
     }
+    if written.is_ok() {
+        session.finish_request_body().await?;
+    }
+    // An engine may refuse a body that it does not read to the end: its answer counts, if it sent one.
+    session.read_response_header().await?;
+    Ok(())
+}
 
-    /// The head as the engine gets it: the client's, with our framing and, where it has one, the engine's own key.
-    fn engine_head(&self, engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> RequestHeader {
-        let mut head = request.head.clone();
-        for name in HOP_HEADERS {
-            head.remove_header(name);
-        }
-        head.set_version(http::Version::HTTP_11);
-        // Names and values below are plain ASCII and always valid.
-        let _ = head.insert_header("host", &engine.config.address);
-        let body_len: usize = request.body.iter().map(Bytes::len).sum();
-        head.remove_header("content-length");
-        let announced = request.head.headers.contains_key("content-length");
-        if body_len > 0 || announced || request.head.headers.contains_key("transfer-encoding") {
-            let _ = head.insert_header("content-length", body_len.to_string());
-        }
-        if self.tenants.keyed() {
-            head.remove_header("authorization");
-        }
-        if let Some(authorization) = &engine.authorization {
-            let _ = head.insert_header("authorization", authorization.clone());
-        }
-        if tracked {
-            // Compressed events could not be followed.
-            let _ = head.insert_header("accept-encoding", "identity");
-        }
-        head
+/// The head as the engine gets it: the client's, with our framing and, where it has one, the engine's own key.
+fn engine_head(engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> RequestHeader {
+    let mut head = request.head.clone();
+    for name in HOP_HEADERS {
+        head.remove_header(name);
     }
+    head.set_version(http::Version::HTTP_11);
+    // Names and values below are plain ASCII and always valid.
+    let _ = head.insert_header("host", &engine.config.address);
+    let body_len: usize = request.body.iter().map(Bytes::len).sum();
+    head.remove_header("content-length");
+    let announced = request.head.headers.contains_key("content-length");
+    if body_len > 0 || announced || request.head.headers.contains_key("transfer-encoding") {
+        let _ = head.insert_header("content-length", body_len.to_string());
+    }
+    if request.keyed {
+        head.remove_header("authorization");
+    }
+    if let Some(authorization) = &engine.authorization {
+        let _ = head.insert_header("authorization", authorization.clone());
+    }
+    if tracked {
+        // Compressed events could not be followed.
+        let _ = head.insert_header("accept-encoding", "identity");
+    }
+    head
 }
 
 /// Passes the answer on. True if it was a success and whole.

@@ -1,32 +1,27 @@
 //! What all requests share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use admission::{Estimate, Estimator, QueueLimits};
-use parking_lot::Mutex;
+use anyhow::Context;
+use parking_lot::{Mutex, RwLock};
 
 use crate::access_log::AccessLog;
 use crate::admit::Admitter;
 use crate::config::Config;
 use crate::connections::Connections;
-use crate::engines::{self, Engine};
 use crate::hints::Hints;
-use crate::identity::Tenants;
 use crate::metrics::{EngineLabel, Metrics, ModelLabel};
+use crate::setup::Setup;
 use crate::wants::Wants;
 
 /// The gateway.
 pub struct Gateway {
-    /// What it was told.
-    pub config: Config,
-    /// Engines.
-    pub engines: Vec<Engine>,
     /// Who goes where and when.
     pub admitter: Arc<Admitter>,
-    /// Who may ask.
-    pub tenants: Tenants,
     /// Connections to engines.
     pub connections: Connections,
     /// Objectives of requests that bring none.
@@ -39,6 +34,9 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// A line for each request.
     pub access_log: Option<AccessLog>,
+    file: Option<PathBuf>,
+    setup: RwLock<Arc<Setup>>,
+    reloading: Mutex<()>,
     estimator: Mutex<Estimator>,
     first_request: u64,
     next_request: AtomicU64,
@@ -47,36 +45,45 @@ pub struct Gateway {
     stopping: AtomicBool,
 }
 
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Reloaded {
+    /// Engines that get requests from now on.
+    pub added: Vec<String>,
+    /// Engines that end what they have and get nothing new.
+    pub removed: Vec<String>,
+    /// Which configuration since the start is in force.
+    pub generation: u64,
+}
+
 impl Gateway {
-    /// In front of the configured engines.
+    /// In front of the configured engines; `file` is where `config` was read.
     ///
     /// # Errors
     /// If an engine's address does not resolve or its key is missing.
     pub fn new(
-        config: Config,
+        (config, file): (Config, Option<PathBuf>),
         (objectives, trusting): (Wants, bool),
         hints: Hints,
         metrics: Arc<Metrics>,
         access_log: Option<AccessLog>,
     ) -> anyhow::Result<Self> {
-        let engines = engines::of(&config)?;
-        let tenants = Tenants::new(&config);
-        let limits = QueueLimits { requests: config.queue.requests, bytes: config.queue.bytes };
-        let capacities: Vec<_> = config.engines.iter().map(|e| e.capacity()).collect();
-        let shares: Vec<_> = tenants.all().iter().map(|t| t.tier.limits()).collect();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
-        let admitter = Arc::new(Admitter::new(limits, &capacities, &shares, since_epoch));
+        let limits = QueueLimits { requests: config.queue.requests, bytes: config.queue.bytes };
+        let admitter = Arc::new(Admitter::new(limits, since_epoch));
+        let setup = Setup::default().next(config, &admitter)?;
+        setup.take_over(&Setup::default(), &admitter);
         Ok(Self {
-            config,
-            engines,
             admitter,
-            tenants,
             connections: Connections::default(),
             objectives,
             trusting,
             hints,
             metrics,
             access_log,
+            file,
+            setup: RwLock::new(Arc::new(setup)),
+            reloading: Mutex::default(),
             estimator: Mutex::default(),
             // Two gateways in a row must not use the same numbers towards one interposer.
             first_request: since_epoch,
@@ -85,6 +92,30 @@ impl Gateway {
             in_flight: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
         })
+    }
+
+    /// The configuration in force.
+    pub fn setup(&self) -> Arc<Setup> {
+        Arc::clone(&self.setup.read())
+    }
+
+    /// Reads the configuration file again. Requests that run go on under the configuration they came under.
+    ///
+    /// # Errors
+    /// What is wrong with the file, and where; nothing has changed then.
+    pub fn reload(&self) -> anyhow::Result<Reloaded> {
+        let _one_at_a_time = self.reloading.lock();
+        let file = self.file.as_ref().context("no file to read: the gateway was started with --upstream")?;
+        let before = self.setup();
+        let config = Config::read(file)?;
+        let after = Arc::new(before.next(config, &self.admitter)?);
+        // New requests first: they know the new engines, and the old ones are still there.
+        *self.setup.write() = Arc::clone(&after);
+        let gone = after.take_over(&before, &self.admitter);
+        let added = after.engines.present().without(before.engines.present());
+        let named =
+            |set: admission::EngineSet, of: &Setup| set.iter().map(|e| of.engines.at(e).config.name.clone()).collect();
+        Ok(Reloaded { added: named(added, &after), removed: named(gone, &before), generation: after.generation })
     }
 
     /// A number for a request.
@@ -115,7 +146,7 @@ impl Gateway {
 
     /// Whether requests are welcome: not stopping, and an engine to send them to.
     pub fn is_ready(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed) && self.engines.iter().any(Engine::is_open)
+        !self.stopping.load(Ordering::Relaxed) && self.setup().engines.iter().any(|e| e.is_open())
     }
 
     /// What is known of a model's tokens.
@@ -136,7 +167,7 @@ impl Gateway {
         m.queue_requests.set(signed(requests as u64));
         m.queue_bytes.set(signed(bytes));
         m.admitted.set(signed(running as u64));
-        for engine in &self.engines {
+        for engine in self.setup().engines.iter() {
             let label = EngineLabel { engine: engine.config.name.clone() };
             let ledger = self.admitter.ledger(engine.index);
             m.engine_open.get_or_create(&label).set(i64::from(engine.is_open()));

@@ -4,8 +4,10 @@
 //! that exist. Keys are long and random (`gateway key` makes one), which is why a plain hash is enough.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use admission::{QuotaMeter, TenantIndex};
+use admission::{QuotaMeter, TENANTS_MAX, TenantIndex};
+use anyhow::ensure;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -21,37 +23,52 @@ pub struct Tenant {
     pub name: String,
     /// What it may have.
     pub tier: Tier,
-    /// What it has used.
-    pub meter: Mutex<QuotaMeter>,
+    /// What it has used, under whatever configuration.
+    pub meter: Arc<Mutex<QuotaMeter>>,
 }
 
-/// All tenants.
-#[derive(Debug)]
+/// All tenants of a configuration.
+#[derive(Debug, Default)]
 pub struct Tenants {
-    by_key: HashMap<[u8; 32], TenantIndex>,
+    by_key: HashMap<[u8; 32], usize>,
     tenants: Vec<Tenant>,
+    /// Every tenant so far: who comes back has its old place and what it had used.
+    known: HashMap<String, (TenantIndex, Arc<Mutex<QuotaMeter>>)>,
 }
 
 impl Tenants {
-    /// Those of a configuration; one for everyone if it names none.
-    pub fn new(config: &Config) -> Self {
-        let tenant = |index, name: &str, tier: Tier| Tenant {
-            index,
-            name: name.to_owned(),
-            tier,
-            meter: Mutex::new(QuotaMeter::new(tier.quota(), 0)),
-        };
+    /// Those of a configuration, one for everyone if it names none; `before` had those known so far.
+    ///
+    /// # Errors
+    /// If there have been too many.
+    pub fn of_config(config: &Config, before: &Self, now_us: u64) -> anyhow::Result<Self> {
+        let mut tenants = Self { known: before.known.clone(), ..Self::default() };
         if config.tenants.is_empty() {
             let everyone = config.tiers.get("default").copied().unwrap_or_default();
-            return Self { by_key: HashMap::new(), tenants: vec![tenant(0, "", everyone)] };
+            tenants.add("", everyone, now_us)?;
         }
-        let mut by_key = HashMap::new();
-        let mut tenants = Vec::new();
-        for (index, given) in config.tenants.iter().enumerate() {
-            by_key.extend(given.key_sha256.iter().filter_map(|hex| Some((unhex(hex)?, index))));
-            tenants.push(tenant(index, &given.name, config.tier(given)));
+        for (place, given) in config.tenants.iter().enumerate() {
+            tenants.by_key.extend(given.key_sha256.iter().filter_map(|hex| Some((unhex(hex)?, place))));
+            tenants.add(&given.name, config.tier(given), now_us)?;
         }
-        Self { by_key, tenants }
+        Ok(tenants)
+    }
+
+    fn add(&mut self, name: &str, tier: Tier, now_us: u64) -> anyhow::Result<()> {
+        let next = self.known.len();
+        let place = self.known.entry(name.to_owned());
+        let (index, meter) =
+            place.or_insert_with(|| (next, Arc::new(Mutex::new(QuotaMeter::new(tier.quota(), now_us)))));
+        ensure!(*index < TENANTS_MAX, "{TENANTS_MAX} tenants since the start; the gateway must start again for more");
+        self.tenants.push(Tenant { index: *index, name: name.to_owned(), tier, meter: Arc::clone(meter) });
+        Ok(())
+    }
+
+    /// They are those in force: limits on what they used count from now on.
+    pub fn take_over(&self, now_us: u64) {
+        for tenant in &self.tenants {
+            tenant.meter.lock().set_quota(tenant.tier.quota(), now_us);
+        }
     }
 
     /// Whether clients need a key.
@@ -113,7 +130,7 @@ mod tests {
         let (key, hash) = new_key().unwrap();
         assert_eq!((key.len(), hash.len()), (67, 64));
         let text = format!("[[engines]]\naddress = \"a:1\"\n[[tenants]]\nname = \"blue\"\nkey_sha256 = [\"{hash}\"]\n");
-        let tenants = Tenants::new(&Config::parse(&text).unwrap());
+        let tenants = Tenants::of_config(&Config::parse(&text).unwrap(), &Tenants::default(), 0).unwrap();
         assert!(!format!("{tenants:?}").contains(&key));
         let of = |value: &str| {
             let headers = [(http::header::AUTHORIZATION, value.parse().unwrap())].into_iter().collect();
@@ -125,7 +142,7 @@ mod tests {
             assert_eq!(of(&wrong), None, "{wrong}");
         }
         assert!(tenants.of(&HeaderMap::new()).is_none());
-        let open = Tenants::new(&Config::sidecar(&["a:1".into()]));
+        let open = Tenants::of_config(&Config::sidecar(&["a:1".into()]), &Tenants::default(), 0).unwrap();
         assert!(open.of(&HeaderMap::new()).is_some());
     }
 }

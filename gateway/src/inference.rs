@@ -1,21 +1,22 @@
 //! An inference request: peeked at, admitted, sent to an engine, and to another if that one fails before it answers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admission::{Demand, EngineSet, Request, block_hashes};
-use bytes::Bytes;
 use openai::{Peek, whole};
 use pingora_http::RequestHeader;
 use serde_json::json;
 
-use crate::engines;
+use crate::admit::{Asked, Outside};
+use crate::engines::Engine;
 use crate::error::Failure;
 use crate::exchange::{Outgoing, Stop};
 use crate::gateway::Gateway;
 use crate::identity::Tenant;
 use crate::phase::End;
 use crate::reply::{Interrupted, Reply};
-use crate::request::{Summary, demand};
+use crate::request::{Incoming, Summary, demand};
 use crate::route::Route;
 use crate::timers::Timers;
 use crate::tracked::Tracked;
@@ -44,22 +45,20 @@ impl Gateway {
     /// If the client has left before it could be told the end.
     pub async fn inference(
         &self,
-        head: &RequestHeader,
-        body: Bytes,
+        incoming: &Incoming<'_>,
         generates: bool,
-        tenant: &Tenant,
         reply: &mut Reply<'_>,
-        name: String,
     ) -> Result<(), pingora_core::BError> {
         let now_us = self.admitter.now_us();
-        let understand = || self.understand(head, &body, generates, tenant);
+        let Incoming { tenant, head, body, .. } = incoming;
+        let understand = || self.understand(incoming, generates);
         let understood =
             if body.len() <= PEEK_INLINE_BYTES_MAX { understand() } else { tokio::task::block_in_place(understand) };
         let understood = match understood {
             Ok(understood) => understood,
             Err(failure) => return reply.fail(&failure).await,
         };
-        let Understood { peek, model, demand, wants, mut request, prefix } = understood;
+        let Understood { peek, model, demand, wants, request, prefix } = understood;
         let reserved = demand.kv_tokens();
         let taken = tenant.meter.lock().take(reserved, now_us);
         self.tell_limits(tenant, reply);
@@ -67,11 +66,11 @@ impl Gateway {
             return reply.fail(&Failure::QuotaExceeded(exceeded)).await;
         }
         let summary = Summary::of(&demand, peek.stream);
-        let mut tracked = Tracked::new(self, tenant, summary, wants, (model, peek.prompt), reserved, name);
+        let mut tracked = Tracked::new(self, tenant, summary, wants, (model, peek.prompt), reserved, incoming.name);
         if told(head) {
             reply.header("x-vnpu-prompt-tokens", demand.prompt_tokens);
         }
-        let result = self.attempts(head, &body, &peek, &mut request, prefix, &mut tracked, reply).await;
+        let result = self.attempts(incoming, &peek, request, prefix, &mut tracked, reply).await;
         match result {
             Ok(whole) => {
                 tracked.end = if whole { End::Finished } else { End::Failed };
@@ -95,25 +94,36 @@ impl Gateway {
     }
 
     /// Waits for an engine and tries it; then perhaps another. Ends in success, [`Stop::ClientLeft`] or [`Stop::Failed`].
-    #[allow(clippy::too_many_arguments)]
     async fn attempts(
         &self,
-        head: &RequestHeader,
-        body: &Bytes,
+        incoming: &Incoming<'_>,
         peek: &Peek<'_>,
-        request: &mut Request,
+        mut request: Request,
         prefix: Vec<u64>,
         tracked: &mut Tracked<'_>,
         reply: &mut Reply<'_>,
     ) -> Result<bool, Stop> {
-        let timeouts = &self.config.timeouts;
-        let mut retries_left = self.config.retries;
+        let Incoming { setup, head, .. } = incoming;
+        let timeouts = &setup.config.timeouts;
+        let mut retries_left = setup.config.retries;
+        let mut failed_engines = EngineSet::EMPTY;
+        let mut generation = setup.generation;
         loop {
             let now = Instant::now();
             let left_us = request.deadline_us.saturating_sub(self.admitter.now_us());
             let mut timers = Timers::waiting(timeouts, peek.stream, now, Duration::from_micros(left_us));
-            let refused = |refusal| Stop::Failed(Failure::Refused(refusal));
-            let mut waiting = self.admitter.enter(request.clone(), prefix.clone()).map_err(refused)?;
+            let asked = Asked { model: peek.model.as_deref().map(str::to_owned), prefix: prefix.clone(), generation };
+            let mut waiting = match self.admitter.enter(request.clone(), asked) {
+                Ok(waiting) => waiting,
+                Err(Outside::Refused(refusal)) => return Err(Stop::Failed(Failure::Refused(refusal))),
+                Err(Outside::Outdated) => {
+                    let setup = self.setup();
+                    generation = setup.generation;
+                    request.preferred.clear();
+                    request.eligible = setup.engines.for_model(peek.model.as_deref()).without(failed_engines);
+                    continue;
+                }
+            };
             let turn = reply.attend(waiting.turn(), &mut timers).await;
             let lease = match turn {
                 Ok(turn) => turn.map_err(Stop::Failed)?,
@@ -124,16 +134,16 @@ impl Gateway {
                 }
             };
             drop(waiting);
-            let engine = &self.engines[lease.engine];
-            tracked.admitted(lease);
+            let engine = Arc::clone(self.setup().engines.at(lease.engine));
+            tracked.admitted(lease, Arc::clone(&engine));
             if told(head) {
                 reply.header("x-vnpu-queue-ms", tracked.queued_us / 1000);
                 reply.header("x-vnpu-engine", &engine.config.name);
                 reply.header("x-vnpu-phase", "prefill");
             }
-            let outgoing = outgoing(head, body, peek, engine);
+            let outgoing = outgoing(incoming, peek, &engine);
             let mut timers = timers.sent(timeouts, Instant::now());
-            let result = self.try_engine(engine, &outgoing, reply, &mut timers, Some(tracked), true).await;
+            let result = self.try_engine(&engine, &outgoing, reply, &mut timers, Some(tracked), true).await;
             let (failure, failed) = match result {
                 Err(Stop::NotReached) => (Failure::EngineUnreachable, true),
                 Err(Stop::BeforeAnswer { stale }) => (Failure::EngineFailed, !stale),
@@ -149,7 +159,8 @@ impl Gateway {
             };
             if failed {
                 engine.failed(&self.admitter);
-                request.eligible = request.eligible.without(EngineSet::EMPTY.with(engine.index));
+                failed_engines = failed_engines.with(engine.index);
+                request.eligible = request.eligible.without(failed_engines);
             }
             if retries_left == 0 || request.eligible.is_empty() {
                 return Err(Stop::Failed(failure));
@@ -163,7 +174,7 @@ impl Gateway {
     /// One attempt; connections that had gone stale are replaced by fresh ones of the same engine.
     async fn try_engine(
         &self,
-        engine: &engines::Engine,
+        engine: &Engine,
         outgoing: &Outgoing<'_>,
         reply: &mut Reply<'_>,
         timers: &mut Timers,
@@ -177,32 +188,28 @@ impl Gateway {
         }
     }
 
-    fn understand<'a>(
-        &self,
-        head: &RequestHeader,
-        body: &'a [u8],
-        generates: bool,
-        tenant: &Tenant,
-    ) -> Result<Understood<'a>, Failure> {
+    fn understand<'a>(&self, incoming: &'a Incoming<'_>, generates: bool) -> Result<Understood<'a>, Failure> {
+        let Incoming { setup, tenant, head, body, .. } = incoming;
+        let (config, engines) = (&setup.config, &setup.engines);
         let peek = Peek::of(body).map_err(|malformed| Failure::Malformed(malformed.0))?;
         let model = peek.model.as_deref().unwrap_or_default().to_owned();
-        let demand = demand(&peek, &self.estimate(&model), generates, self.config.queue.output_tokens_default);
+        let demand = demand(&peek, &self.estimate(&model), generates, config.queue.output_tokens_default);
         let mut wants = match self.trusting {
             true => self.objectives.of(&head.headers).map_err(Failure::BadHeader)?,
             false => self.objectives.clone(),
         };
-        if self.tenants.keyed() {
+        if setup.tenants.keyed() {
             wants.tenant.clone_from(&tenant.name);
         }
-        let eligible = engines::for_model(&self.engines, peek.model.as_deref());
+        let eligible = engines.for_model(peek.model.as_deref());
         if eligible.is_empty() {
             return Err(Failure::UnknownModel(model));
         }
-        let wait_ms = number(head, "x-vnpu-wait-ms")?.unwrap_or(u64::MAX).min(self.config.queue.wait_max_ms);
+        let wait_ms = number(head, "x-vnpu-wait-ms")?.unwrap_or(u64::MAX).min(config.queue.wait_max_ms);
         let band = number(head, "x-vnpu-band")?.map_or(tenant.tier.band, |b| tenant.tier.band.min(b as usize));
-        let several = self.engines.len() > 1;
+        let several = engines.are_several();
         let session = SESSION_HEADERS.iter().find_map(|name| head.headers.get(*name)).filter(|_| several);
-        let preferred = session.map_or(Vec::new(), |s| engines::for_session(&self.engines, s.as_bytes()));
+        let preferred = session.map_or(Vec::new(), |s| engines.for_session(s.as_bytes()));
         let prefix =
             if several { block_hashes(&format!("{}\0{model}", tenant.name), peek.leading) } else { Vec::new() };
         let request = Request {
@@ -235,14 +242,9 @@ impl Gateway {
     ///
     /// # Errors
     /// If the client has left.
-    pub async fn explain(
-        &self,
-        head: &RequestHeader,
-        body: Bytes,
-        tenant: &Tenant,
-        reply: &mut Reply<'_>,
-    ) -> Result<(), pingora_core::BError> {
-        let understood = match self.understand(head, &body, true, tenant) {
+    pub async fn explain(&self, incoming: &Incoming<'_>, reply: &mut Reply<'_>) -> Result<(), pingora_core::BError> {
+        let Incoming { setup, tenant, .. } = incoming;
+        let understood = match self.understand(incoming, true) {
             Ok(understood) => understood,
             Err(failure) => return reply.fail(&failure).await,
         };
@@ -251,19 +253,10 @@ impl Gateway {
         let quota = tenant.meter.lock().check(demand.kv_tokens(), self.admitter.now_us()).err();
         let refused = quota.map(Failure::QuotaExceeded).or(refusal.map(Failure::Refused));
         let engines = request.eligible.iter().map(|e| {
-            let engine = &self.engines[e];
-            let ledger = self.admitter.ledger(e);
-            json!({
-                "engine": engine.config.name,
-                "open": engine.is_open(),
-                "prefill_tokens": ledger.prefill_tokens,
-                "prefill_tokens_max": limit(ledger.capacity.prefill_tokens),
-                "sequences": ledger.sequences,
-                "sequences_max": limit(ledger.capacity.sequences),
-                "kv_tokens": ledger.kv_tokens,
-                "kv_tokens_max": limit(ledger.capacity.kv_tokens),
-                "context_tokens_max": limit(ledger.capacity.context_tokens),
-            })
+            let engine = setup.engines.at(e);
+            let mut load = engine.load(&self.admitter);
+            load.insert("engine".to_owned(), json!(engine.config.name));
+            load
         });
         let estimate = self.estimate(&model);
         let decision = match (&refused, explanation.starts_now) {
@@ -284,6 +277,7 @@ impl Gateway {
             "sequences": demand.sequences,
             "tokens_ahead": explanation.tokens_ahead,
             "wait_ms": explanation.wait_us.map(|us| us / 1000),
+            "ttft_ms": explanation.ttft_us().map(|us| us / 1000),
             "engines": engines.collect::<Vec<_>>(),
             "refusal": refused.map(|f| json!({
                 "status": f.status(),
@@ -298,14 +292,10 @@ impl Gateway {
     ///
     /// # Errors
     /// If the client has left.
-    pub async fn pass(
-        &self,
-        head: &RequestHeader,
-        body: Bytes,
-        reply: &mut Reply<'_>,
-    ) -> Result<(), pingora_core::BError> {
-        let model = Peek::of(&body).ok().and_then(|p| p.model.map(|m| m.into_owned()));
-        let eligible = engines::for_model(&self.engines, model.as_deref());
+    pub async fn pass(&self, incoming: &Incoming<'_>, reply: &mut Reply<'_>) -> Result<(), pingora_core::BError> {
+        let Incoming { setup, head, body, .. } = incoming;
+        let model = Peek::of(body).ok().and_then(|p| p.model.map(|m| m.into_owned()));
+        let eligible = setup.engines.for_model(model.as_deref());
         let mut failure = if eligible.is_empty() {
             Failure::UnknownModel(model.unwrap_or_default())
         } else {
@@ -313,9 +303,9 @@ impl Gateway {
         };
         let repeatable = head.method.is_safe() || Route::of(&head.method, head.uri.path()) == Route::Aside;
         let body = if body.is_empty() { Vec::new() } else { vec![body.clone()] };
-        let outgoing = Outgoing { head, body, hide_usage: false };
-        for engine in eligible.iter().map(|e| &self.engines[e]).filter(|e| e.is_open()) {
-            let mut timers = Timers::new(&self.config.timeouts, false, Instant::now());
+        let outgoing = Outgoing { head, body, hide_usage: false, keyed: setup.tenants.keyed() };
+        for engine in eligible.iter().map(|e| setup.engines.at(e)).filter(|e| e.is_open()) {
+            let mut timers = Timers::new(&setup.config.timeouts, false, Instant::now());
             match self.try_engine(engine, &outgoing, reply, &mut timers, None, repeatable).await {
                 Ok(_) => return Ok(()),
                 Err(Stop::ClientLeft) => {
@@ -335,14 +325,15 @@ impl Gateway {
 }
 
 /// The request as `engine` gets it.
-fn outgoing<'a>(head: &'a RequestHeader, body: &Bytes, peek: &Peek<'_>, engine: &engines::Engine) -> Outgoing<'a> {
+fn outgoing<'a>(incoming: &'a Incoming<'_>, peek: &Peek<'_>, engine: &Engine) -> Outgoing<'a> {
+    let Incoming { setup, head, body, .. } = incoming;
     let responses = head.uri.path() == "/v1/responses";
     // The Responses API sends usage anyway.
     let ask = if engine.quirks.takes_stream_options && !responses { peek.ask_for_usage() } else { None };
     let hide_usage = ask.is_some();
     let rename = if engine.quirks.takes_max_completion_tokens { None } else { peek.name_max_tokens() };
     let edits: Vec<_> = ask.into_iter().chain(rename).collect();
-    Outgoing { head, body: whole(body, &edits), hide_usage }
+    Outgoing { head, body: whole(body, &edits), hide_usage, keyed: setup.tenants.keyed() }
 }
 
 /// Whether the client wants to be told about admission.
@@ -353,9 +344,4 @@ fn told(head: &RequestHeader) -> bool {
 fn number(head: &RequestHeader, name: &'static str) -> Result<Option<u64>, Failure> {
     let value = head.headers.get(name);
     value.map(|v| v.to_str().ok().and_then(|v| v.trim().parse().ok()).ok_or(Failure::BadHeader(name))).transpose()
-}
-
-/// A limit for people: none is null.
-fn limit(tokens: u64) -> Option<u64> {
-    (tokens != u64::MAX).then_some(tokens)
 }

@@ -17,12 +17,14 @@ mod engines;
 mod error;
 mod events;
 mod exchange;
+mod follow;
 mod gateway;
 mod hints;
 mod identity;
 mod inference;
 mod joined;
 mod metrics;
+mod mistakes;
 mod models;
 mod monitor;
 mod phase;
@@ -31,6 +33,7 @@ mod quirks;
 mod reply;
 mod request;
 mod route;
+mod setup;
 mod timers;
 mod tracked;
 mod wants;
@@ -53,6 +56,7 @@ use gateway::Gateway;
 use joined::Joined;
 use metrics::Metrics;
 use proxy::Proxy;
+use setup::Setup;
 use wants::Wants;
 
 /// OpenAI-compatible sidecar: admits in tokens, streams through, follows request phases, sends hints, cancels upstream.
@@ -112,7 +116,10 @@ fn main() -> anyhow::Result<()> {
     }
     let config = config::load(args.config.as_ref(), &args.upstream)?;
     if args.check_config {
-        println!("fine: {} engines, {} tenants", config.engines.len(), config.tenants.len());
+        let said = format!("fine: {} engines, {} tenants", config.engines.len(), config.tenants.len());
+        let what = || args.config.as_ref().map_or("--upstream".to_owned(), |file| file.display().to_string());
+        Setup::check(config).with_context(|| format!("{}: not a valid configuration", what()))?;
+        println!("{said}");
         return Ok(());
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| "warn".into());
@@ -127,12 +134,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
-    let drain = Timeouts::of(config.timeouts.drain_ms);
     let metrics = Arc::new(Metrics::default());
     let hints = hints::Hints::start(args.hints, Arc::clone(&metrics));
     let objectives = Wants::objectives(args.ttft_slo_ms, args.tpot_slo_ms);
     let access_log = args.access_log.as_deref().map(AccessLog::open).transpose()?;
-    let gateway = Gateway::new(config, (objectives, args.trust_client_hints), hints, metrics, access_log)?;
+    let gateway =
+        Gateway::new((config, args.config), (objectives, args.trust_client_hints), hints, metrics, access_log)?;
     let gateway = Arc::new(gateway);
     let proxy = Arc::new(Proxy(Arc::clone(&gateway)));
     let listener = listen(args.listen, "--listen").await?;
@@ -140,6 +147,7 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
     // Before the ready line: whoever reads it may end the gateway at once.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let admin = operators.local_addr()?;
     println!("ready http://{} metrics=http://{admin}/metrics admin=http://{admin}", listener.local_addr()?);
     let operators = tokio::spawn(axum::serve(operators, admin::router(Arc::clone(&gateway))).into_future());
@@ -164,6 +172,13 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
+            _ = hangup.recv() => {
+                let gateway = Arc::clone(&gateway);
+                tokio::task::spawn_blocking(move || match monitor::reload(&gateway) {
+                    Ok(reloaded) => tracing::info!(?reloaded, "the configuration was read again"),
+                    Err(e) => tracing::error!("the configuration stays as it was: {e:#}"),
+                });
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -171,7 +186,7 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
     drop(listener);
     gateway.stop();
     let _ = stop.send(true);
-    let deadline = tokio::time::Instant::now() + drain;
+    let deadline = tokio::time::Instant::now() + Timeouts::of(gateway.setup().config.timeouts.drain_ms);
     while Arc::strong_count(&connections) > 1 && gateway.in_flight() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -1,20 +1,24 @@
 //! The models of all engines as one list.
 
-use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
 use crate::reply::Reply;
+use crate::request::Incoming;
 
 /// Answers `GET /v1/models`. While no engine has been heard, the question goes to one.
 ///
 /// # Errors
 /// If the client has left.
-pub async fn list(gateway: &Gateway, head: &RequestHeader, reply: &mut Reply<'_>) -> Result<(), pingora_core::BError> {
-    let lists: Vec<_> = gateway.engines.iter().filter(|e| e.is_open()).map(|e| e.models()).collect();
+pub async fn list(
+    gateway: &Gateway,
+    incoming: &Incoming<'_>,
+    reply: &mut Reply<'_>,
+) -> Result<(), pingora_core::BError> {
+    let lists: Vec<_> = incoming.setup.engines.iter().filter(|e| e.is_open()).map(|e| e.models()).collect();
     let union = union(lists.iter().flat_map(|models| models.iter()));
     if union.is_empty() {
-        return gateway.pass(head, bytes::Bytes::new(), reply).await;
+        return gateway.pass(incoming, reply).await;
     }
     reply.json(200, json!({ "object": "list", "data": union }).to_string().into()).await
 }

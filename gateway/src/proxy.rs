@@ -15,6 +15,7 @@ use crate::error::Failure;
 use crate::gateway::Gateway;
 use crate::models;
 use crate::reply::Reply;
+use crate::request::Incoming;
 use crate::route::Route;
 
 /// Keep-alive offered to clients, seconds.
@@ -27,8 +28,9 @@ impl Gateway {
         let head = client.req_header().clone();
         let name = given_name(&head).unwrap_or_else(|| self.request_name());
         let route = Route::of(&head.method, head.uri.path());
-        let allowed = self.config.passes(head.uri.path());
-        let tenant = self.tenants.of(&head.headers);
+        let setup = self.setup();
+        let allowed = setup.config.passes(head.uri.path());
+        let tenant = setup.tenants.of(&head.headers);
         let refusal = match route {
             Route::WrongMethod if !allowed => Some(Failure::MethodNotAllowed),
             Route::Other if !allowed => Some(Failure::NotFound),
@@ -43,7 +45,7 @@ impl Gateway {
                 }
                 Ok(Bytes::new())
             }
-            None => body::read(client, self.config.body_bytes_max).await?,
+            None => body::read(client, setup.config.body_bytes_max).await?,
         };
         let mut reply = Reply::new(client, &self.metrics);
         reply.header("x-request-id", &name);
@@ -52,11 +54,12 @@ impl Gateway {
             (Some(failure), ..) | (None, _, Err(failure)) => return reply.fail(&failure).await,
             (None, None, _) => return reply.fail(&Failure::Unauthorized).await,
         };
+        let incoming = Incoming { setup: &setup, tenant, name: &name, head: &head, body };
         match route {
-            Route::Inference { generates } => self.inference(&head, body, generates, tenant, &mut reply, name).await,
-            Route::Explain => self.explain(&head, body, tenant, &mut reply).await,
-            Route::Models => models::list(self, &head, &mut reply).await,
-            Route::Aside | Route::Other | Route::WrongMethod => self.pass(&head, body, &mut reply).await,
+            Route::Inference { generates } => self.inference(&incoming, generates, &mut reply).await,
+            Route::Explain => self.explain(&incoming, &mut reply).await,
+            Route::Models => models::list(self, &incoming, &mut reply).await,
+            Route::Aside | Route::Other | Route::WrongMethod => self.pass(&incoming, &mut reply).await,
         }
     }
 }

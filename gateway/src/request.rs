@@ -1,7 +1,28 @@
 //! What the gateway makes of a request before it goes anywhere: its demand on an engine.
 
+use std::sync::Arc;
+
 use admission::{Demand, Estimate};
+use bytes::Bytes;
 use openai::Peek;
+use pingora_http::RequestHeader;
+
+use crate::identity::Tenant;
+use crate::setup::Setup;
+
+/// A request, read whole, from someone who may ask.
+pub struct Incoming<'a> {
+    /// The configuration that it came under.
+    pub setup: &'a Arc<Setup>,
+    /// Who asks.
+    pub tenant: &'a Tenant,
+    /// Its name in logs and towards the engine.
+    pub name: &'a str,
+    /// Its head.
+    pub head: &'a RequestHeader,
+    /// Its body.
+    pub body: Bytes,
+}
 
 /// What phases and hints need of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,14 @@
 //!
 //! Everything that must happen at the end happens when the value is dropped, whatever way the request ends.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use admission::{EngineIndex, Served};
+use admission::Served;
 use openai::{Prompt, Usage};
 
 use crate::admit::Lease;
+use crate::engines::Engine;
 use crate::gateway::Gateway;
 use crate::identity::Tenant;
 use crate::metrics::TokensLabel;
@@ -29,7 +31,7 @@ pub struct Tracked<'a> {
     arrived: Instant,
     reserved: u64,
     lease: Option<Lease>,
-    engine: Option<EngineIndex>,
+    engine: Option<Arc<Engine>>,
     /// Wait in the queue so far, microseconds.
     pub queued_us: u64,
     /// The engine's count, once it has sent one.
@@ -39,7 +41,7 @@ pub struct Tracked<'a> {
     /// For the log: what the client sees.
     pub status: u16,
     /// For the log: name of the request.
-    pub id: String,
+    pub id: &'a str,
 }
 
 impl<'a> Tracked<'a> {
@@ -51,7 +53,7 @@ impl<'a> Tracked<'a> {
         wants: Wants,
         (model, prompt): (String, Prompt),
         reserved: u64,
-        id: String,
+        id: &'a str,
     ) -> Self {
         let now = Instant::now();
         let life = Lifecycle::new(gateway.next_request(), now);
@@ -76,11 +78,11 @@ impl<'a> Tracked<'a> {
         }
     }
 
-    /// It was admitted.
-    pub fn admitted(&mut self, lease: Lease) {
+    /// It was admitted, to `engine`.
+    pub fn admitted(&mut self, lease: Lease, engine: Arc<Engine>) {
+        self.engine = Some(engine);
         self.queued_us += lease.waited_us;
         self.gateway.metrics.queue_s.observe(lease.waited_us as f64 / 1e6);
-        self.engine = Some(lease.engine);
         self.lease = Some(lease);
     }
 
@@ -127,6 +129,9 @@ impl<'a> Tracked<'a> {
             lease.first_token();
             lease.tokens(count);
         }
+        if first {
+            self.prefilled();
+        }
         if let Some(ttft_s) = self.life.ttft_s().filter(|_| first) {
             self.gateway.metrics.ttft_s.observe(ttft_s);
         }
@@ -137,7 +142,14 @@ impl<'a> Tracked<'a> {
         self.usage = usage;
         let output = usage.map_or(0, |u| u.output_tokens);
         self.gateway.metrics.output_tokens.inc_by(output);
+        self.prefilled();
         self.settle();
+    }
+
+    fn prefilled(&self) {
+        if let Some(engine) = &self.engine {
+            engine.prefilled(u64::from(self.summary.prompt_tokens));
+        }
     }
 
     fn shift(&mut self, transition: impl FnOnce(&mut Self)) {
@@ -199,7 +211,7 @@ impl Drop for Tracked<'_> {
                 "request": self.id,
                 "tenant": self.tenant.name,
                 "model": self.model,
-                "engine": self.engine.map(|e| gateway.engines[e].config.name.as_str()),
+                "engine": self.engine.as_ref().map(|e| e.config.name.as_str()),
                 "stream": self.summary.stream,
                 "status": self.status,
                 "end": match end {

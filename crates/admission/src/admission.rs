@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 
 use crate::balance::{Candidate, choose};
 use crate::fair::{Fair, TenantLimits};
-use crate::ledger::{Capacity, Demand, Ledger, Misfit, Reservation};
+use crate::ledger::{Capacity, Demand, Ledger, Misfit, Others, Reservation};
 use crate::pace::Pace;
 use crate::queue::{Queue, Ticket};
 use crate::{BANDS, EngineIndex, EngineSet, TenantIndex};
@@ -94,7 +94,7 @@ pub enum Refusal {
 }
 
 /// What would happen to a request now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
     /// Refused, and why.
     pub refusal: Option<Refusal>,
@@ -102,8 +102,11 @@ pub struct Explanation {
     pub starts_now: bool,
     /// Prompt tokens served before it.
     pub tokens_ahead: u64,
-    /// Predicted wait; unknown while there is no experience with a backlog.
+    /// Predicted wait; unknown while there is no experience with a backlog and no engine's prefill time is known.
     pub wait_us: Option<u64>,
+    /// Predicted time from admission to the first token, on the engine where it is least; unknown where no engine's prefill
+    /// time is.
+    pub prefill_us: Option<u64>,
 }
 
 /// What the engine says a request cost.
@@ -129,6 +132,18 @@ struct Running {
 struct Engine {
     ledger: Ledger,
     open: bool,
+    /// Gone for good; another takes its place when nothing runs there any more.
+    removed: bool,
+    running: usize,
+    prefill_ns_per_token: Option<f64>,
+}
+
+impl Engine {
+    /// Predicted time to prefill so many tokens behind what is in flight.
+    fn prefill_us(&self, tokens: u64) -> Option<u64> {
+        let ahead = self.ledger.prefill_tokens.saturating_add(tokens);
+        self.prefill_ns_per_token.map(|ns| (ahead as f64 * ns / 1e3) as u64)
+    }
 }
 
 /// Ledgers, queue and fairness of one gateway.
@@ -162,11 +177,42 @@ impl Admission {
         }
     }
 
-    /// Adds an engine that takes requests.
-    pub fn add_engine(&mut self, capacity: Capacity) -> EngineIndex {
-        self.engines.push(Engine { ledger: Ledger::new(capacity), open: true });
-        debug_assert!(self.engines.len() <= crate::ENGINES_MAX);
-        self.engines.len() - 1
+    /// Adds an engine that takes requests, in the place of a removed one where nothing runs any more; `None` if there are
+    /// [`ENGINES_MAX`](crate::ENGINES_MAX).
+    pub fn add_engine(&mut self, capacity: Capacity) -> Option<EngineIndex> {
+        let engine = Engine {
+            ledger: Ledger::new(capacity),
+            open: true,
+            removed: false,
+            running: 0,
+            prefill_ns_per_token: None,
+        };
+        if let Some(free) = self.engines.iter().position(|e| e.removed && e.running == 0) {
+            self.engines[free] = engine;
+            return Some(free);
+        }
+        if self.engines.len() == crate::ENGINES_MAX {
+            return None;
+        }
+        self.engines.push(engine);
+        Some(self.engines.len() - 1)
+    }
+
+    /// Takes an engine away: nothing new gets there, what runs there ends there, and who waits for it alone waits in vain
+    /// until [`set_eligible`](Self::set_eligible) says otherwise.
+    pub fn remove_engine(&mut self, engine: EngineIndex) {
+        self.engines[engine].open = false;
+        self.engines[engine].removed = true;
+        for eligible in self.queue.eligible_mut() {
+            *eligible = eligible.without(EngineSet::EMPTY.with(engine));
+        }
+    }
+
+    /// Other engines serve a waiting request's model than when it came.
+    pub fn set_eligible(&mut self, ticket: Ticket, eligible: EngineSet) {
+        let Some(waiting) = self.queue.get(ticket) else { return };
+        let fitting = self.fitting(&waiting.request.demand, eligible);
+        self.queue.set_eligible(ticket, fitting);
     }
 
     /// Changes an engine's limits. What is in flight above a lower limit runs on.
@@ -174,9 +220,20 @@ impl Admission {
         self.engines[engine].ledger.capacity = capacity;
     }
 
+    /// Others than this gateway have so much on an engine.
+    pub fn set_others(&mut self, engine: EngineIndex, others: Others) {
+        self.engines[engine].ledger.others = others;
+    }
+
+    /// An engine is known to take so many nanoseconds for a token of prompt.
+    pub fn set_prefill_ns_per_token(&mut self, engine: EngineIndex, ns: Option<f64>) {
+        self.engines[engine].prefill_ns_per_token = ns.filter(|&ns| ns > 0.0);
+    }
+
     /// Opens an engine for new requests, or closes it.
     pub fn set_open(&mut self, engine: EngineIndex, open: bool) {
-        self.engines[engine].open = open;
+        let engine = &mut self.engines[engine];
+        engine.open = open && !engine.removed;
     }
 
     /// Sets what a tenant may have.
@@ -198,7 +255,7 @@ impl Admission {
         if let Some(refusal) = self.explain(&request).refusal_before(request.deadline_us, now_us) {
             return Err(refusal);
         }
-        request.eligible = self.fitting(&request);
+        request.eligible = self.fitting(&request.demand, request.eligible);
         self.fair.enters(request.tenant, request.band);
         Ok(self.queue.push(request, now_us))
     }
@@ -221,9 +278,10 @@ impl Admission {
             let waits = self.fair.waiting(lower).next().is_some();
             self.passed_over[lower] = if waits { self.passed_over[lower].saturating_add(prompt.max(1)) } else { 0 };
         }
-        let ledger = &mut self.engines[engine].ledger;
+        let Engine { ledger, running, .. } = &mut self.engines[engine];
         let held = ledger.reservation(&request.demand);
         ledger.take(held);
+        *running += 1;
         let charged = i64::try_from(prompt).unwrap_or(i64::MAX);
         self.fair.charge(request.tenant, charged);
         self.fair.tenant_mut(request.tenant).sequences += held.sequences;
@@ -269,7 +327,9 @@ impl Admission {
     /// It is over, in whatever way; with the engine's count where there is one.
     pub fn finish(&mut self, id: GrantId, served: Option<Served>) {
         let Some(running) = self.running.remove(&id) else { return };
-        self.engines[running.engine].ledger.give(running.held);
+        let engine = &mut self.engines[running.engine];
+        engine.ledger.give(running.held);
+        engine.running -= 1;
         self.fair.tenant_mut(running.tenant).sequences -= running.held.sequences;
         if let Some(served) = served {
             let actual = served.prompt_tokens.saturating_add(served.output_tokens);
@@ -280,8 +340,7 @@ impl Admission {
 
     /// What would happen to a request now.
     pub fn explain(&self, request: &Request) -> Explanation {
-        let refused =
-            |refusal| Explanation { refusal: Some(refusal), starts_now: false, tokens_ahead: 0, wait_us: None };
+        let refused = |refusal| Explanation { refusal: Some(refusal), ..Explanation::default() };
         let demand = &request.demand;
         let most = self.fair.tenant(request.tenant).limits.sequences;
         if demand.sequences > most {
@@ -290,8 +349,8 @@ impl Admission {
         if let Some(misfit) = self.misfit(request) {
             return refused(Refusal::NeverFits(misfit));
         }
-        let fitting = self.fitting(request);
-        if fitting.and(self.open()).is_empty() {
+        let usable = self.fitting(demand, request.eligible).and(self.open());
+        if usable.is_empty() {
             return refused(Refusal::NoEngine);
         }
         let above = self.queue.tokens_from(request.band);
@@ -300,14 +359,26 @@ impl Admission {
         let share = own.saturating_add(demand.prompt_tokens).saturating_mul(self.fair.weights(request.tenant)) / weight;
         let tokens_ahead = above.min(share);
         let starts_now = self.queue.len() == 0 && self.has_room(request);
-        let wait_us = if starts_now { Some(0) } else { self.pace.wait_us(tokens_ahead.max(1)) };
+        let wait_us = if starts_now { Some(0) } else { self.wait_us(tokens_ahead.max(1), demand, usable) };
         let full = self.queue.len() >= self.limits.requests
             || self.queue.bytes().saturating_add(request.bytes) > self.limits.bytes;
         let refusal = (!starts_now && full).then(|| {
             let each = above / (self.queue.len() as u64).max(1);
-            Refusal::QueueFull { retry_after_us: self.pace.wait_us(each.max(1)).unwrap_or(RETRY_DEFAULT_US) }
+            Refusal::QueueFull { retry_after_us: self.wait_us(each.max(1), demand, usable).unwrap_or(RETRY_DEFAULT_US) }
         });
-        Explanation { refusal, starts_now, tokens_ahead, wait_us }
+        let prefill_us = usable.iter().filter_map(|e| self.engines[e].prefill_us(demand.prompt_tokens)).min();
+        Explanation { refusal, starts_now, tokens_ahead, wait_us, prefill_us }
+    }
+
+    /// Predicted time until `tokens` and then `demand` are admitted: by the pace of late, else by the engines' prefill time
+    /// for what is ahead and what is in flight above the limit.
+    fn wait_us(&self, tokens: u64, demand: &Demand, engines: EngineSet) -> Option<u64> {
+        self.pace.wait_us(tokens).or_else(|| {
+            let known = || engines.iter().map(|e| &self.engines[e]).filter(|e| e.prefill_ns_per_token.is_some());
+            let above = known().map(|e| e.ledger.prefill_above(demand)).min()?;
+            let per_ns: f64 = known().filter_map(|e| e.prefill_ns_per_token).map(f64::recip).sum();
+            Some((tokens.saturating_add(above) as f64 / per_ns / 1e3) as u64)
+        })
     }
 
     /// Requests that wait for engines none of which is open: nothing will come of it soon.
@@ -358,14 +429,14 @@ impl Admission {
     }
 
     /// Eligible engines that it fits at some time.
-    fn fitting(&self, request: &Request) -> EngineSet {
-        request.eligible.iter().filter(|&e| self.engines[e].ledger.misfit(&request.demand).is_none()).collect()
+    fn fitting(&self, demand: &Demand, eligible: EngineSet) -> EngineSet {
+        eligible.iter().filter(|&e| self.engines[e].ledger.misfit(demand).is_none()).collect()
     }
 
     fn has_room(&self, request: &Request) -> bool {
         let tenant = self.fair.tenant(request.tenant);
         tenant.sequences.saturating_add(request.demand.sequences) <= tenant.limits.sequences
-            && !self.with_room(request, self.fitting(request).and(self.open())).is_empty()
+            && !self.with_room(request, self.fitting(&request.demand, request.eligible).and(self.open())).is_empty()
     }
 
     fn with_room(&self, request: &Request, among: EngineSet) -> Vec<Candidate> {
@@ -422,6 +493,11 @@ impl Admission {
 }
 
 impl Explanation {
+    /// Predicted time to the first token, where both parts of it are known.
+    pub fn ttft_us(&self) -> Option<u64> {
+        Some(self.wait_us?.saturating_add(self.prefill_us?))
+    }
+
     /// The refusal at offering, the predicted wait held against the deadline.
     pub fn refusal_before(&self, deadline_us: u64, now_us: u64) -> Option<Refusal> {
         self.refusal.or_else(|| {

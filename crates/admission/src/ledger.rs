@@ -23,6 +23,15 @@ impl Capacity {
         Self { prefill_tokens: u64::MAX, sequences: u64::MAX, kv_tokens: u64::MAX, context_tokens: u64::MAX };
 }
 
+/// What others than this gateway have on an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Sequences.
+    pub sequences: u64,
+    /// KV tokens.
+    pub kv_tokens: u64,
+}
+
 /// What a request will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
@@ -87,6 +96,8 @@ pub(crate) struct Reservation {
 pub struct Ledger {
     /// Limits in force.
     pub capacity: Capacity,
+    /// Room that others take. It counts only beside requests of ours: one of them may always run.
+    pub others: Others,
     /// Prompt tokens admitted and without a first token.
     pub prefill_tokens: u64,
     /// Sequences admitted.
@@ -98,7 +109,7 @@ pub struct Ledger {
 impl Ledger {
     /// Nothing in flight.
     pub fn new(capacity: Capacity) -> Self {
-        Self { capacity, prefill_tokens: 0, sequences: 0, kv_tokens: 0 }
+        Self { capacity, others: Others::default(), prefill_tokens: 0, sequences: 0, kv_tokens: 0 }
     }
 
     /// Work that it has taken on and not done: what load is compared by.
@@ -136,10 +147,19 @@ impl Ledger {
 
     pub(crate) fn fits(&self, demand: &Demand) -> bool {
         let r = self.reservation(demand);
-        let below = |held: u64, more: u64, max: u64| held.checked_add(more).is_some_and(|sum| sum <= max);
-        below(self.prefill_tokens, r.prefill_tokens, self.capacity.prefill_tokens)
-            && below(self.sequences, r.sequences, self.capacity.sequences)
-            && below(self.kv_tokens, r.kv_tokens, self.capacity.kv_tokens)
+        let others = if self.is_idle() { Others::default() } else { self.others };
+        let below = |held: [u64; 3], max: u64| {
+            held.iter().try_fold(0u64, |sum, &more| sum.checked_add(more)).is_some_and(|sum| sum <= max)
+        };
+        below([self.prefill_tokens, r.prefill_tokens, 0], self.capacity.prefill_tokens)
+            && below([self.sequences, r.sequences, others.sequences], self.capacity.sequences)
+            && below([self.kv_tokens, r.kv_tokens, others.kv_tokens], self.capacity.kv_tokens)
+    }
+
+    /// Prefill tokens that must end before `demand` has room.
+    pub(crate) fn prefill_above(&self, demand: &Demand) -> u64 {
+        let with = self.prefill_tokens.saturating_add(self.reservation(demand).prefill_tokens);
+        with.saturating_sub(self.capacity.prefill_tokens)
     }
 
     pub(crate) fn take(&mut self, r: Reservation) {
@@ -195,6 +215,21 @@ mod tests {
         assert!(!ledger.fits(&small));
         ledger.give(held);
         assert!(ledger.is_idle() && ledger.fits(&small));
+    }
+
+    #[test]
+    fn others_take_room_but_never_all_of_it() {
+        let mut ledger = Ledger::new(SMALL);
+        let (one, batch) = (demand(10, 10, 1), demand(10, 10, 2));
+        ledger.others = Others { sequences: 9, kv_tokens: 5000 };
+        assert!(ledger.fits(&batch), "nothing of ours runs");
+        ledger.take(ledger.reservation(&one));
+        assert!(!ledger.fits(&one));
+        ledger.others = Others { sequences: 2, kv_tokens: 0 };
+        assert!(ledger.fits(&one) && !ledger.fits(&batch));
+        ledger.others = Others { sequences: 0, kv_tokens: 960 };
+        assert!(ledger.fits(&one) && !ledger.fits(&batch));
+        assert_eq!(ledger.misfit(&demand(450, 1, 1)), None, "what others have passes");
     }
 
     #[test]

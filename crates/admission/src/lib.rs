@@ -22,7 +22,7 @@ pub use balance::{AFFINITY_LOAD_FACTOR, Candidate, choose};
 pub use breaker::{Breaker, BreakerLimits};
 pub use estimate::{Estimate, Estimator};
 pub use fair::TenantLimits;
-pub use ledger::{Capacity, Demand, Ledger, Misfit};
+pub use ledger::{Capacity, Demand, Ledger, Misfit, Others};
 pub use prefix::{PrefixIndex, block_hashes};
 pub use queue::Ticket;
 pub use quota::{Exceeded, Quota, QuotaMeter, Remaining, Resource};

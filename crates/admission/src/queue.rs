@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::admission::Request;
-use crate::{BANDS, TenantIndex};
+use crate::{BANDS, EngineSet, TenantIndex};
 
 /// Name of a waiting request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +43,18 @@ impl Queue {
 
     pub fn get(&self, ticket: Ticket) -> Option<&Waiting> {
         self.waiting.get(&ticket)
+    }
+
+    /// Where a waiting request may go.
+    pub fn set_eligible(&mut self, ticket: Ticket, eligible: EngineSet) {
+        if let Some(waiting) = self.waiting.get_mut(&ticket) {
+            waiting.request.eligible = eligible;
+        }
+    }
+
+    /// Where each waiting request may go.
+    pub fn eligible_mut(&mut self) -> impl Iterator<Item = &mut EngineSet> {
+        self.waiting.values_mut().map(|w| &mut w.request.eligible)
     }
 
     pub fn push(&mut self, request: Request, now_us: u64) -> Ticket {

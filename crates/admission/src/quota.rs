@@ -1,8 +1,9 @@
 //! What a tenant may use over time: requests and tokens a minute, tokens a day.
 //!
 //! Token buckets that can be given back to. A request reserves its prompt and the most it may generate, so that a hundred
-//! requests at once cannot pass a limit that each alone respects; when it ends, what it did not use returns. (Existing
-//! limiter crates take but do not give back, which would charge every request its `max_tokens`.)
+//! requests at once cannot pass a limit that each alone respects; when it ends, what it did not use returns. Not the crate
+//! governor, which takes and cannot give back (every request would be charged its `max_tokens`), nor be asked without
+//! taking (`/v1/explain`, the `x-ratelimit-*` headers of a refusal), nor get another limit while it runs.
 
 /// Limits; `None` is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +87,12 @@ impl Bucket {
         self.level = (self.level + units * MINUTE_US).min(full);
     }
 
+    /// With another limit; what was used stays used.
+    fn limited(self, limit: u64) -> Self {
+        let more = i128::from(limit) - i128::from(self.limit);
+        Self { limit, level: self.level + more * MINUTE_US, ..self }
+    }
+
     fn remaining(&self) -> Remaining {
         let remaining = u64::try_from(self.level.max(0) / MINUTE_US).unwrap_or(0);
         Remaining { limit: self.limit, remaining, reset_us: self.lacks_us(self.limit) }
@@ -112,6 +119,17 @@ impl QuotaMeter {
             day: now_us / DAY_US,
             day_tokens: 0,
         }
+    }
+
+    /// Other limits from now on; what was used stays used.
+    pub fn set_quota(&mut self, quota: Quota, now_us: u64) {
+        self.pass(now_us);
+        let limited = |bucket: Option<Bucket>, limit: Option<u64>| {
+            limit.map(|l| bucket.map_or_else(|| Bucket::new(l, now_us), |b| b.limited(l)))
+        };
+        self.requests = limited(self.requests, quota.requests_per_minute);
+        self.tokens = limited(self.tokens, quota.tokens_per_minute);
+        self.day_limit = quota.tokens_per_day;
     }
 
     fn pass(&mut self, now_us: u64) {
@@ -216,6 +234,18 @@ mod tests {
         meter.settle(6000, 100, 0);
         let (_, tokens) = meter.remaining(0);
         assert_eq!(tokens, Some(Remaining { limit: 6000, remaining: 5900, reset_us: 1_000_000 }));
+    }
+
+    #[test]
+    fn changed_limit_keeps_what_was_used() {
+        let mut meter = QuotaMeter::new(QUOTA, 0);
+        meter.take(4000, 0).unwrap();
+        meter.set_quota(Quota { tokens_per_minute: Some(9000), requests_per_minute: None, ..QUOTA }, 0);
+        let (requests, tokens) = meter.remaining(0);
+        assert_eq!((requests, tokens.map(|t| (t.limit, t.remaining))), (None, Some((9000, 5000))));
+        meter.set_quota(Quota { tokens_per_minute: Some(1000), ..QUOTA }, 0);
+        assert_eq!(meter.take(1, 0).unwrap_err().retry_after_us, Some(180_060_000), "3,000 above the new limit");
+        assert_eq!(meter.remaining(0).0.map(|r| r.remaining), Some(60));
     }
 
     proptest! {

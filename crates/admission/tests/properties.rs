@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use admission::{Admission, BANDS, Capacity, Demand, EngineSet, Grant, GrantId, Misfit, QueueLimits, Refusal};
-use admission::{Request, Served, TenantLimits, Ticket};
+use admission::{Admission, BANDS, Capacity, Demand, ENGINES_MAX, EngineSet, Grant, GrantId, Misfit, QueueLimits};
+use admission::{Refusal, Request, Served, TenantLimits, Ticket};
 use proptest::prelude::*;
 
 const QUEUE: QueueLimits = QueueLimits { requests: 1000, bytes: 1 << 30 };
@@ -97,6 +97,45 @@ fn large_request_is_not_overtaken_on_its_engine() {
     let elsewhere = Request { eligible: EngineSet::EMPTY.with(0).with(1), ..request(0, 0, 10, 1) };
     let elsewhere = a.offer(elsewhere, 0).unwrap();
     assert_eq!(grants(&mut a), [(elsewhere, 1)], "{large:?} and {behind:?} wait for engine 0");
+}
+
+#[test]
+fn known_prefill_time_predicts_before_there_is_experience() {
+    let mut a = one_engine(capacity(1000, 10, 100_000));
+    a.offer(request(0, 0, 1000, 5), 0).unwrap();
+    a.next(0).unwrap();
+    let more = request(0, 0, 500, 5);
+    assert_eq!((a.explain(&more).wait_us, a.explain(&more).prefill_us), (None, None));
+    a.set_prefill_ns_per_token(0, Some(2000.0));
+    let told = a.explain(&more);
+    // 500 above the limit (and one token for what is ahead); 1,000 in flight and its own 500.
+    assert_eq!((told.wait_us, told.prefill_us), (Some(1002), Some(3000)));
+    let hurried = Request { deadline_us: 999, ..more };
+    assert!(matches!(a.offer(hurried, 0), Err(Refusal::TooLate { wait_us: 1002, retry_after_us: 3 })));
+}
+
+#[test]
+fn removed_engine_keeps_what_runs_and_its_place_is_taken_after_it() {
+    let mut a = one_engine(capacity(100, 1, 10_000));
+    a.offer(request(0, 0, 10, 5), 0).unwrap();
+    let running = a.next(0).unwrap();
+    let waits = a.offer(request(0, 0, 20, 5), 0).unwrap();
+    a.remove_engine(0);
+    a.set_open(0, true);
+    assert_eq!((a.next(0), a.orphans()), (None, vec![waits]), "a removed engine does not open again");
+    assert_eq!(a.add_engine(capacity(100, 1, 10_000)), Some(1), "something runs in the old place");
+    assert_eq!(a.next(0), None, "nobody has said that the new engine serves its model");
+    a.set_eligible(waits, EngineSet::EMPTY.with(1));
+    let moved = a.next(0).unwrap();
+    assert_eq!((moved.ticket, moved.engine), (waits, 1));
+    a.finish(running.id, None);
+    a.finish(moved.id, None);
+    assert!(a.ledger(0).is_idle() && a.ledger(1).is_idle());
+    assert_eq!(a.add_engine(capacity(100, 1, 10_000)), Some(0));
+    for engine in 2..ENGINES_MAX {
+        assert_eq!(a.add_engine(capacity(1, 1, 1)), Some(engine));
+    }
+    assert_eq!(a.add_engine(capacity(1, 1, 1)), None);
 }
 
 #[test]

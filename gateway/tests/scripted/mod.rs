@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::net;
@@ -255,14 +256,39 @@ impl Raw {
     }
 }
 
-/// A gateway with a configuration file; `upstreams` are its engines, called `e0`, `e1`, ….
-pub fn configured(upstreams: &[&Http], engine_fields: &str, rest: &str) -> Gateway {
+/// The text of a configuration file; `upstreams` are its engines, called `e0`, `e1`, ….
+pub fn file_text(upstreams: &[&Http], engine_fields: &str, rest: &str) -> String {
     let engines = upstreams.iter().enumerate();
     let engines: String = engines
         .map(|(i, u)| format!("[[engines]]\nname = \"e{i}\"\naddress = \"{}\"\n{engine_fields}\n", u.authority()))
         .collect();
-    let dir = stack::scratch().unwrap();
-    let path = dir.path().join("gateway.toml");
-    std::fs::write(&path, format!("{rest}\n{engines}")).unwrap();
-    Gateway::configured(&path, &[]).unwrap()
+    format!("{rest}\n{engines}")
+}
+
+/// A gateway with that file.
+pub fn configured(upstreams: &[&Http], engine_fields: &str, rest: &str) -> Gateway {
+    Filed::start(&file_text(upstreams, engine_fields, rest)).gateway
+}
+
+/// A gateway and its configuration file, to be changed.
+pub struct Filed {
+    pub gateway: Gateway,
+    pub path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Filed {
+    pub fn start(text: &str) -> Self {
+        let dir = stack::scratch().unwrap();
+        let path = dir.path().join("gateway.toml");
+        std::fs::write(&path, text).unwrap();
+        Self { gateway: Gateway::configured(&path, &[]).unwrap(), path, _dir: dir }
+    }
+
+    /// Changes the file and has it read; the answer.
+    pub fn reload(&self, text: &str) -> (u16, serde_json::Value) {
+        std::fs::write(&self.path, text).unwrap();
+        let (status, body) = self.gateway.admin().unwrap().send("POST", "/v1/reload", "").unwrap();
+        (status, serde_json::from_str(&body).unwrap())
+    }
 }

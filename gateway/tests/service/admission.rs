@@ -81,3 +81,23 @@ fn what_never_fits_is_a_400_and_explain_says_so_beforehand() {
     let told = explain(&completion(50, 5, false));
     assert_eq!((&told["decision"], &told["engines"][0]["prefill_tokens"]), (&json!("wait"), &json!(100)));
 }
+
+#[test]
+fn place_is_held_until_the_answer_has_ended() {
+    let (engine, requests) = held();
+    let gateway = configured(&[&engine], "sequences = 1", "");
+    let first = Raw::send(&gateway.http, "/v1/completions", &[], &completion(3, 5, true));
+    let mut one = next(&requests);
+    let second = Raw::send(&gateway.http, "/v1/completions", &[], &completion(3, 5, true));
+    one.start_stream();
+    for word in ["a", "b", "c"] {
+        one.token(word);
+        none_comes(&requests);
+    }
+    one.end_stream();
+    one.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    finish(&mut next(&requests));
+    for client in [first, second] {
+        assert!(Raw::head(client).rest().ends_with("[DONE]\n\n"));
+    }
+}

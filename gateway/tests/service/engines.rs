@@ -128,3 +128,16 @@ fn models_of_all_engines_are_one_list() {
     let mut answer = Raw::post(&gateway.http, "/v1/completions", &[], r#"{"model":"zzz","prompt":[1]}"#);
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (404, Some("model_not_found")));
 }
+
+#[test]
+fn engine_that_does_not_accept_costs_its_time_only() {
+    let deaf = Deaf::new();
+    let _queue = deaf.stall();
+    let alive = upstream(|mut e| finish(&mut e));
+    let gateway = configured(&[&deaf.http(), &alive], "", "[timeouts]\nconnect_ms = 100\nhealth_ms = 1000000");
+    wait_for("it is closed", || {
+        assert_eq!(Raw::post(&gateway.http, "/v1/completions", &[], &completion(3, 5, false)).status, 200);
+        metric(&gateway, "gateway_engine_open{engine=\"e0\"}") == 0.0
+    });
+    assert!(metric(&gateway, "gateway_retries_total") >= 2.0);
+}

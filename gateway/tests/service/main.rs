@@ -1,11 +1,36 @@
 //! What a sidecar owes its users, each item something that users of other gateways complain about: the real gateway in front
 //! of scripted engines.
+//!
+//! | users complain elsewhere | here |
+//! |---|---|
+//! | a disconnect goes unseen while the engine is silent in prefill | `proxy.rs`: `client_that_leaves_in_silent_prefill_cancels_the_engine` |
+//! | … or while the engine does not accept the connection | `leaving`: `client_that_leaves_while_the_engine_takes_no_connection_frees_its_place` |
+//! | … or in the queue | `leaving`: `client_that_leaves_the_queue_or_an_unanswered_connection_frees_its_place` |
+//! | requests that are not streamed are never cancelled | `proxy.rs`: `client_that_leaves_a_plain_request_cancels_the_engine` |
+//! | nothing keeps the connection alive before the first token | `streams`: `silent_prefill_is_kept_alive_and_a_late_refusal_is_an_event` |
+//! | permits are released early | `admission`: `place_is_held_until_the_answer_has_ended` |
+//! | queues are unbounded | `admission`: `queue_is_bounded_and_its_refusal_says_when_to_come_back` |
+//! | big bodies give 413 or 500 | `bodies`: both |
+//! | unknown JSON fields are dropped | `streams`: `members_that_nobody_knows_arrive_both_ways` |
+//! | usage is missing | `streams`: `usage_is_metered_unasked_and_hidden_again` |
+//! | usage is misshaped | `crates/openai/src/usage.rs`: `usage_of_every_shape_is_read` |
+//! | usage is split across chunks | `streams`: `events_survive_any_chunking` |
+//! | usage is lost when the client cancels | `streams`: `usage_is_metered_when_the_client_leaves_early` |
+//! | concurrency bypasses token limits | `tenants`: `token_limits_hold_against_concurrency_and_return_what_is_not_used` |
+//! | cached tokens are counted as cost | `tenants`: `cached_tokens_are_no_cost` |
+//! | errors in the middle of a stream are swallowed | `proxy.rs`: `engine_that_dies_mid_stream_ends_in_an_error_event` |
+//! | … or have a shape that strict clients crash on | `streams`: `error_of_the_engine_in_a_stream_is_its_end` |
+//! | one dead engine hangs the router | `engines`: `dead_engine_is_left_out_and_taken_back`, `engine_that_does_not_accept_costs_its_time_only` |
+//! | a retry after the first byte duplicates output | `engines`: `request_is_tried_elsewhere_before_its_first_byte_and_never_after` |
+//! | keep-alive connections to the engine go stale | `proxy.rs`: `stale_idle_connection_is_retried_once_on_a_fresh_one` |
 
 mod admission;
 mod bodies;
 mod engines;
 mod leaving;
+mod limits;
 mod operations;
+mod reload;
 #[path = "../scripted/mod.rs"]
 mod scripted;
 mod streams;

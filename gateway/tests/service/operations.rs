@@ -63,3 +63,26 @@ fn each_request_leaves_one_line_and_keeps_its_name() {
     );
     assert_eq!((&line["status"], &line["estimated"]), (&json!(200), &json!(false)));
 }
+
+#[test]
+fn check_of_a_file_names_the_line_of_a_mistake() {
+    let dir = stack::scratch().unwrap();
+    let path = dir.path().join("gateway.toml");
+    let fine = "body_bytes_max = 10\n[[engines]]\naddress = \"127.0.0.1:1\"\n";
+    for (text, words) in [
+        (fine.to_owned(), &["fine: 1 engines, 0 tenants"][..]),
+        (fine.replace("= 10", "= \"10\""), &["line 1", "body_bytes_max"]),
+        (fine.replace("127.0.0.1:1", "nowhere"), &["line 3", "nowhere", "host:port"]),
+        (format!("{fine}kind = \"vlm\""), &["line 4", "vlm", "vllm"]),
+        (format!("{fine}daemon = \"here\""), &["line 4", "daemon", "here"]),
+        (format!("{fine}[tiers.a]\nweight = 1\n[tiers.b]\nweight = 0\n"), &["line 7", "tier `b`"]),
+        (format!("{fine}[[tenants]]\nname = \"t\"\nkey_sha256 = [\n \"x\"]\n"), &["line 7", "gateway key"]),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let mut command = std::process::Command::new(stack::program_path("gateway").unwrap());
+        let output = command.arg("--check-config").arg("--config").arg(&path).output().unwrap();
+        assert_eq!(output.status.success(), text == fine, "{text}");
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?} in: {said}");
+    }
+}

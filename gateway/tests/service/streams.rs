@@ -106,3 +106,34 @@ fn silent_prefill_is_kept_alive_and_a_late_refusal_is_an_event() {
     assert!(rest.contains("data: {\"error\":{") && rest.contains("context_length_exceeded"), "{rest}");
     assert!(!rest.contains("[DONE]"), "{rest}");
 }
+
+#[test]
+fn members_that_nobody_knows_arrive_both_ways() {
+    let event = r#"{"choices":[{"text":"a","own":1.50}],"x":{"y":[null]}}"#;
+    let engine = upstream(move |mut e| {
+        assert_eq!(e.json()["vendor"], json!({ "a": [1, { "b": null }] }));
+        assert!(String::from_utf8_lossy(&e.body).contains("1.50e3"), "numbers keep their form");
+        e.start_stream();
+        e.event(event);
+        e.end_stream();
+    });
+    let gateway = gateway(&engine);
+    let body = r#"{"prompt":"x","stream":true,"vendor":{"a":[1,{"b":null}]},"form":1.50e3}"#;
+    let seen = Raw::post(&gateway.http, "/v1/completions", &[], body).rest();
+    assert_eq!(seen, format!("data: {event}\n\ndata: [DONE]\n\n"));
+}
+
+#[test]
+fn error_of_the_engine_in_a_stream_is_its_end() {
+    let error = r#"{"error":{"message":"out of memory","type":"server_error","param":null,"code":"oom"}}"#;
+    let engine = upstream(move |mut e| {
+        e.start_stream();
+        e.token("a");
+        e.event(error);
+        e.say("0\r\n\r\n");
+    });
+    let gateway = gateway(&engine);
+    let seen = Raw::post(&gateway.http, "/v1/completions", &[], &completion(3, 5, true)).rest();
+    assert_eq!(seen, format!("data: {{\"choices\":[{{\"text\":\"a\"}}]}}\n\ndata: {error}\n\n"));
+    wait_for("it failed", || metric(&gateway, "gateway_requests_ended_total{end=\"failed\"}") == 1.0);
+}

@@ -79,3 +79,21 @@ fn tenants_that_both_wait_get_equal_tokens_however_many_requests_they_send() {
     let few = order.matches('f').count();
     assert!((5..=6).contains(&few), "{few} of 12 in {order}");
 }
+
+#[test]
+fn cached_tokens_are_no_cost() {
+    let engine = upstream(|mut e| {
+        e.start_stream();
+        e.token("a");
+        e.event(USAGE);
+        e.end_stream();
+    });
+    let gateway = gateway(&engine);
+    let mut answer = Raw::post(&gateway.http, "/v1/completions", &[], &completion(40, 5, true));
+    assert!(answer.rest().ends_with("[DONE]\n\n"));
+    // 40 of prompt, 30 of them cached, and 2 of output.
+    wait_for("12 are served", || {
+        let status = gateway.admin().unwrap().get_json("/v1/status").unwrap();
+        status["tenants"][0]["served_tokens"] == 12
+    });
+}
