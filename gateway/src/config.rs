@@ -34,6 +34,8 @@ pub struct Config {
     pub tiers: HashMap<String, Tier>,
     /// Who may use the gateway. Without any, everyone may and is one tenant.
     pub tenants: Vec<Tenant>,
+    /// What clients' TLS sees; without it they connect without TLS.
+    pub tls: Option<Tls>,
     /// The file's text: mistakes have lines.
     #[serde(skip)]
     text: String,
@@ -46,8 +48,10 @@ pub struct Engine {
     /// Name in metrics and answers; its address if left out.
     #[serde(default)]
     pub name: String,
-    /// `host:port`.
+    /// `host:port`, or a URL: `https://host:port` for TLS.
     pub address: String,
+    /// Who may have signed its certificate, PEM; whom the system trusts if left out.
+    pub ca: Option<PathBuf>,
     /// What it is: decides how it is asked.
     #[serde(default)]
     pub kind: Kind,
@@ -186,6 +190,16 @@ impl Tier {
     }
 }
 
+/// TLS towards clients.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Certificate and those that signed it, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
 /// One tenant.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -210,18 +224,39 @@ impl Default for Config {
             retries: 1,
             tiers: HashMap::new(),
             tenants: Vec::new(),
+            tls: None,
             text: String::new(),
         }
     }
 }
 
 impl Engine {
+    /// Its `host:port`, and whether it wants TLS.
+    pub fn authority(&self) -> (String, bool) {
+        let (tls, rest) = match self.address.split_once("://") {
+            Some(("https", rest)) => (true, rest),
+            Some(("http", rest)) => (false, rest),
+            _ => return (self.address.clone(), false),
+        };
+        let rest = rest.trim_end_matches('/');
+        let has_port = rest.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let port = if has_port {
+            ""
+        } else if tls {
+            ":443"
+        } else {
+            ":80"
+        };
+        (format!("{rest}{port}"), tls)
+    }
+
     /// An engine of which only the address is known.
     pub fn at(address: &str) -> Self {
         Self {
             name: address.to_owned(),
             address: address.to_owned(),
             kind: Kind::default(),
+            ca: None,
             api_key_env: None,
             daemon: None,
             prefill_tokens: prefill_tokens(),
@@ -395,6 +430,21 @@ mod tests {
             assert_eq!(config.passes(path), passes, "{path}");
         }
         assert!(Config::sidecar(&["x:1".into()]).passes("/anything"));
+    }
+
+    #[test]
+    fn address_may_be_a_url() {
+        for (address, authority, tls) in [
+            ("a:1", "a:1", false),
+            ("http://a:1/", "a:1", false),
+            ("http://a", "a:80", false),
+            ("https://a", "a:443", true),
+            ("https://[::1]:8443", "[::1]:8443", true),
+            ("https://[::1]", "[::1]:443", true),
+            ("ftp://a", "ftp://a", false),
+        ] {
+            assert_eq!(Engine::at(address).authority(), (authority.to_owned(), tls), "{address}");
+        }
     }
 
     #[test]

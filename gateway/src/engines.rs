@@ -8,7 +8,7 @@ use admission::{Breaker, BreakerLimits, EngineIndex, EngineSet};
 use anyhow::bail;
 use http::HeaderValue;
 use parking_lot::{Mutex, RwLock};
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Scheme};
 use serde_json::{Map, Value, json};
 
 use crate::admit::Admitter;
@@ -16,6 +16,7 @@ use crate::config::{self, Config, Timeouts};
 use crate::follow::Said;
 use crate::mistakes::Mistake;
 use crate::quirks::Quirks;
+use crate::tls;
 
 /// One engine, as one configuration has it. What is known of the engine itself outlives the configuration.
 pub struct Engine {
@@ -27,6 +28,8 @@ pub struct Engine {
     pub quirks: Quirks,
     /// For the connector.
     pub peer: HttpPeer,
+    /// What it is called in `Host`: `host:port`.
+    pub authority: String,
     /// `Authorization` that it wants; never the client's where clients have keys of ours.
     pub authorization: Option<HeaderValue>,
     /// Admin API of the daemon under it, and its address.
@@ -67,7 +70,20 @@ impl Engine {
         let wrong = |member: &str, what: String| {
             Mistake::new(&[&"engines", &place, &member], format!("engine `{}`: {member}: {what}", config.name))
         };
-        let peer = peer_at(&config.address, timeouts).map_err(|e| wrong("address", e))?;
+        let (authority, tls) = config.authority();
+        let mut peer = peer_at(&authority, timeouts).map_err(|e| wrong("address", e))?;
+        if tls {
+            peer.scheme = Scheme::HTTPS;
+            peer.sni = authority.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']).to_owned();
+            if let Some(ca) = &config.ca {
+                let authorities = tls::authorities(ca).map_err(|e| wrong("ca", e))?;
+                // A connection made under other authorities is another connection.
+                peer.group_key = tls::fingerprint(&authorities);
+                peer.options.ca = Some(authorities);
+            }
+        } else if config.ca.is_some() {
+            return Err(wrong("ca", "its address is not https://".to_owned()));
+        }
         let daemon =
             config.daemon.as_ref().map(|address| Ok::<_, String>((peer_at(address, timeouts)?, address.clone())));
         let daemon = daemon.transpose().map_err(|e| wrong("daemon", e))?;
@@ -77,7 +93,7 @@ impl Engine {
         });
         let authorization = key.transpose().map_err(|e| wrong("api_key_env", e))?;
         let quirks = config.kind.quirks();
-        Ok(Self { index: 0, quirks, config, peer, authorization, daemon, known: Arc::default() })
+        Ok(Self { index: 0, quirks, config, peer, authority, authorization, daemon, known: Arc::default() })
     }
 
     /// Whether it is the engine that another configuration means.

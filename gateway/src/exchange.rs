@@ -143,7 +143,7 @@ fn engine_head(engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> Reques
     }
     head.set_version(http::Version::HTTP_11);
     // Names and values below are plain ASCII and always valid.
-    let _ = head.insert_header("host", &engine.config.address);
+    let _ = head.insert_header("host", &engine.authority);
     let body_len: usize = request.body.iter().map(Bytes::len).sum();
     head.remove_header("content-length");
     let announced = request.head.headers.contains_key("content-length");

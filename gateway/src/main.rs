@@ -35,6 +35,7 @@ mod request;
 mod route;
 mod setup;
 mod timers;
+mod tls;
 mod tracked;
 mod wants;
 
@@ -45,6 +46,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::services::listening::Service;
 use tokio::net::{TcpListener, TcpStream};
@@ -58,6 +60,9 @@ use metrics::Metrics;
 use proxy::Proxy;
 use setup::Setup;
 use wants::Wants;
+
+/// For a client's TLS handshake.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// OpenAI-compatible sidecar: admits in tokens, streams through, follows request phases, sends hints, cancels upstream.
 #[derive(Debug, Parser)]
@@ -149,7 +154,8 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let admin = operators.local_addr()?;
-    println!("ready http://{} metrics=http://{admin}/metrics admin=http://{admin}", listener.local_addr()?);
+    let scheme = if gateway.setup().acceptor.is_some() { "https" } else { "http" };
+    println!("ready {scheme}://{} metrics=http://{admin}/metrics admin=http://{admin}", listener.local_addr()?);
     let operators = tokio::spawn(axum::serve(operators, admin::router(Arc::clone(&gateway))).into_future());
     monitor::start(&gateway);
 
@@ -160,9 +166,12 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let (proxy, stopping, alive) = (Arc::clone(&proxy), stopping.clone(), Arc::clone(&connections));
+                    let acceptor = gateway.setup().acceptor.clone();
                     tokio::spawn(async move {
                         let _ = stream.set_nodelay(true);
-                        Service::<Proxy>::handle_event(pingora_stream(stream), proxy, stopping).await;
+                        if let Some(stream) = pingora_stream(stream, acceptor).await {
+                            Service::<Proxy>::handle_event(stream, proxy, stopping).await;
+                        }
                         drop(alive);
                     });
                 }
@@ -200,6 +209,15 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
         .with_context(|| format!("{flag} {address}: cannot listen there; choose a free port"))
 }
 
-fn pingora_stream(stream: TcpStream) -> Stream {
-    Box::new(Joined::to_client(Box::new(pingora_core::protocols::l4::stream::Stream::from(stream))))
+/// A client's connection, after its TLS handshake if there is to be one; `None` if that fails.
+async fn pingora_stream(stream: TcpStream, acceptor: Option<Arc<Acceptor>>) -> Option<Stream> {
+    let stream = pingora_core::protocols::l4::stream::Stream::from(stream);
+    let Some(acceptor) = acceptor else { return Some(Box::new(Joined::to_client(Box::new(stream)))) };
+    match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.tls_handshake(stream)).await.ok()? {
+        Ok(stream) => Some(Box::new(Joined::to_client(Box::new(stream)))),
+        Err(error) => {
+            tracing::debug!(%error, "a client's TLS handshake failed");
+            None
+        }
+    }
 }

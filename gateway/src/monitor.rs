@@ -140,7 +140,7 @@ fn models(body: &[u8]) -> Option<Vec<Value>> {
 
 /// Body of a GET at an engine; `None` if it does not answer in time.
 async fn fetch(gateway: &Gateway, engine: &Engine, path: &str) -> Option<(u16, Bytes)> {
-    get(gateway, &engine.peer, &engine.config.address, path, engine.authorization.as_ref()).await
+    get(gateway, &engine.peer, &engine.authority, path, engine.authorization.as_ref()).await
 }
 
 /// Body of a GET; `None` if there is no answer in time.

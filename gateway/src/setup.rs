@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use admission::{EngineSet, QueueLimits};
+use pingora_core::listeners::tls::Acceptor;
 
 use crate::admit::Admitter;
 use crate::config::Config;
 use crate::engines::Engines;
 use crate::identity::Tenants;
+use crate::mistakes::Mistake;
+use crate::tls;
 
 /// One configuration at work.
 #[derive(Default)]
@@ -21,6 +24,8 @@ pub struct Setup {
     pub engines: Engines,
     /// Who may ask.
     pub tenants: Tenants,
+    /// TLS towards clients.
+    pub acceptor: Option<Arc<Acceptor>>,
 }
 
 impl Setup {
@@ -36,11 +41,14 @@ impl Setup {
     /// Makes `config` the next after this one. Its new engines have a place at the admitter; nothing else has changed yet.
     ///
     /// # Errors
-    /// If an engine's address does not resolve or its key is missing, or there are too many engines or tenants.
+    /// If an engine's address does not resolve or its key is missing, a certificate cannot be used, or there are too many
+    /// engines or tenants.
     pub fn next(&self, config: Config, admitter: &Admitter) -> anyhow::Result<Self> {
+        let acceptor = config.tls.as_ref().map(tls::acceptor).transpose();
+        let acceptor = acceptor.map_err(|(member, what)| config.wrong(&Mistake::new(&[&"tls", &member], what)))?;
         let tenants = Tenants::of_config(&config, &self.tenants, admitter.now_us())?;
         let engines = Engines::of(&config, &self.engines, admitter)?;
-        Ok(Self { generation: self.generation + 1, config, engines, tenants })
+        Ok(Self { generation: self.generation + 1, config, engines, tenants, acceptor })
     }
 
     /// Takes over from `before`, which new requests do not get any more: limits change, engines that are gone get nothing

@@ -34,9 +34,10 @@ pub struct Completion {
 }
 
 impl Http {
-    /// An API at `url`, with or without `http://`.
+    /// An API at `url`, with or without its scheme. TLS is not spoken here.
     pub fn new(url: &str) -> Self {
-        let base = format!("http://{}", url.trim_start_matches("http://").trim_end_matches('/'));
+        let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let base = format!("http://{}", authority.trim_end_matches('/'));
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(600)))

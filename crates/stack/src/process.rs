@@ -132,12 +132,12 @@ impl Program {
         self.ready.split_whitespace().find_map(|w| w.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned)
     }
 
-    /// The `http://…` word of the ready line.
+    /// The `http://…` or `https://…` word of the ready line.
     ///
     /// # Errors
     /// If there is none.
     pub fn ready_url(&self) -> Result<String> {
-        let url = self.ready.split_whitespace().find(|w| w.starts_with("http://"));
+        let url = self.ready.split_whitespace().find(|w| w.starts_with("http://") || w.starts_with("https://"));
         url.map(str::to_owned).with_context(|| format!("no URL in `{}` of {}", self.ready, self.name))
     }
 

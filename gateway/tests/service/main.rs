@@ -35,6 +35,7 @@ mod reload;
 mod scripted;
 mod streams;
 mod tenants;
+mod tls;
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
