@@ -36,6 +36,8 @@ pub struct Config {
     pub tenants: Vec<Tenant>,
     /// What clients' TLS sees; without it they connect without TLS.
     pub tls: Option<Tls>,
+    /// Where OpenTelemetry goes; nowhere if left out.
+    pub telemetry: Option<Telemetry>,
     /// The file's text: mistakes have lines.
     #[serde(skip)]
     text: String,
@@ -200,6 +202,36 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
+/// Export of traces and metrics.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// The collector's URL for OTLP over HTTP, without the signal's path.
+    pub endpoint: String,
+    /// What the gateway is called there.
+    #[serde(default = "service_name")]
+    pub service_name: String,
+    /// Part of the requests whose span is exported, where the client's trace does not decide.
+    #[serde(default = "all")]
+    pub sampled_part: f64,
+    /// Between two exports of metrics, milliseconds.
+    #[serde(default = "metrics_every_ms")]
+    pub metrics_every_ms: u64,
+}
+
+fn service_name() -> String {
+    "gateway".to_owned()
+}
+
+fn all() -> f64 {
+    1.0
+}
+
+/// OpenTelemetry's own default.
+fn metrics_every_ms() -> u64 {
+    60_000
+}
+
 /// One tenant.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -225,6 +257,7 @@ impl Default for Config {
             tiers: HashMap::new(),
             tenants: Vec::new(),
             tls: None,
+            telemetry: None,
             text: String::new(),
         }
     }
@@ -335,6 +368,15 @@ impl Config {
             }
         }
         self.check_tenants()?;
+        if let Some(telemetry) = &self.telemetry {
+            if !telemetry.endpoint.starts_with("http://") {
+                let what = format!("`{}`: want http://host:port of a collector nearby", telemetry.endpoint);
+                return wrong(&[&"telemetry", &"endpoint"], what);
+            }
+            if !(0.0..=1.0).contains(&telemetry.sampled_part) || telemetry.metrics_every_ms == 0 {
+                return wrong(&[&"telemetry"], "sampled_part is 0 to 1, metrics_every_ms above 0".to_owned());
+            }
+        }
         let wild = |p: &String| !p.starts_with('/') && *p != "*";
         if let Some(i) = self.pass_through.iter().position(wild) {
             let what =

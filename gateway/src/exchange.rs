@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use openai::usage_of_answer;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -70,6 +71,8 @@ pub struct Outgoing<'a> {
     pub hide_usage: bool,
     /// The client's `Authorization` is a key of ours and none of the engine's business.
     pub keyed: bool,
+    /// Headers of ours that say whose part the engine's work is.
+    pub trace: HeaderMap,
 }
 
 impl Gateway {
@@ -155,6 +158,9 @@ fn engine_head(engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> Reques
     }
     if let Some(authorization) = &engine.authorization {
         let _ = head.insert_header("authorization", authorization.clone());
+    }
+    for (name, value) in &request.trace {
+        let _ = head.insert_header(name.clone(), value.clone());
     }
     if tracked {
         // Compressed events could not be followed.

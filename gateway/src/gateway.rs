@@ -15,7 +15,9 @@ use crate::config::Config;
 use crate::connections::Connections;
 use crate::hints::Hints;
 use crate::metrics::{EngineLabel, Metrics, ModelLabel};
+use crate::mistakes::Mistake;
 use crate::setup::Setup;
+use crate::telemetry::Telemetry;
 use crate::wants::Wants;
 
 /// The gateway.
@@ -34,6 +36,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// A line for each request.
     pub access_log: Option<AccessLog>,
+    /// A span for each request.
+    pub telemetry: Option<Telemetry>,
     file: Option<PathBuf>,
     setup: RwLock<Arc<Setup>>,
     reloading: Mutex<()>,
@@ -71,6 +75,7 @@ impl Gateway {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
         let limits = QueueLimits { requests: config.queue.requests, bytes: config.queue.bytes };
         let admitter = Arc::new(Admitter::new(limits, since_epoch));
+        let telemetry = config.telemetry.as_ref().map(Telemetry::start).transpose()?;
         let setup = Setup::default().next(config, &admitter)?;
         setup.take_over(&Setup::default(), &admitter);
         Ok(Self {
@@ -81,6 +86,7 @@ impl Gateway {
             hints,
             metrics,
             access_log,
+            telemetry,
             file,
             setup: RwLock::new(Arc::new(setup)),
             reloading: Mutex::default(),
@@ -108,6 +114,10 @@ impl Gateway {
         let file = self.file.as_ref().context("no file to read: the gateway was started with --upstream")?;
         let before = self.setup();
         let config = Config::read(file)?;
+        if config.telemetry != before.config.telemetry {
+            let what = "telemetry cannot change while the gateway runs: start it again";
+            return Err(config.wrong(&Mistake::new(&[&"telemetry"], what)));
+        }
         let after = Arc::new(before.next(config, &self.admitter)?);
         // New requests first: they know the new engines, and the old ones are still there.
         *self.setup.write() = Arc::clone(&after);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admission::{Demand, EngineSet, Request, block_hashes};
+use http::HeaderMap;
 use openai::{Peek, whole};
 use pingora_http::RequestHeader;
 use serde_json::json;
@@ -66,7 +67,7 @@ impl Gateway {
             return reply.fail(&Failure::QuotaExceeded(exceeded)).await;
         }
         let summary = Summary::of(&demand, peek.stream);
-        let mut tracked = Tracked::new(self, tenant, summary, wants, (model, peek.prompt), reserved, incoming.name);
+        let mut tracked = Tracked::new(self, incoming, summary, wants, (model, peek.prompt), reserved);
         if told(head) {
             reply.header("x-vnpu-prompt-tokens", demand.prompt_tokens);
         }
@@ -141,7 +142,7 @@ impl Gateway {
                 reply.header("x-vnpu-engine", &engine.config.name);
                 reply.header("x-vnpu-phase", "prefill");
             }
-            let outgoing = outgoing(incoming, peek, &engine);
+            let outgoing = outgoing(incoming, peek, &engine, tracked.trace_headers());
             let mut timers = timers.sent(timeouts, Instant::now());
             let result = self.try_engine(&engine, &outgoing, reply, &mut timers, Some(tracked), true).await;
             let (failure, failed) = match result {
@@ -303,7 +304,8 @@ impl Gateway {
         };
         let repeatable = head.method.is_safe() || Route::of(&head.method, head.uri.path()) == Route::Aside;
         let body = if body.is_empty() { Vec::new() } else { vec![body.clone()] };
-        let outgoing = Outgoing { head, body, hide_usage: false, keyed: setup.tenants.keyed() };
+        let outgoing =
+            Outgoing { head, body, hide_usage: false, keyed: setup.tenants.keyed(), trace: HeaderMap::new() };
         for engine in eligible.iter().map(|e| setup.engines.at(e)).filter(|e| e.is_open()) {
             let mut timers = Timers::new(&setup.config.timeouts, false, Instant::now());
             match self.try_engine(engine, &outgoing, reply, &mut timers, None, repeatable).await {
@@ -325,7 +327,7 @@ impl Gateway {
 }
 
 /// The request as `engine` gets it.
-fn outgoing<'a>(incoming: &'a Incoming<'_>, peek: &Peek<'_>, engine: &Engine) -> Outgoing<'a> {
+fn outgoing<'a>(incoming: &'a Incoming<'_>, peek: &Peek<'_>, engine: &Engine, trace: HeaderMap) -> Outgoing<'a> {
     let Incoming { setup, head, body, .. } = incoming;
     let responses = head.uri.path() == "/v1/responses";
     // The Responses API sends usage anyway.
@@ -333,7 +335,7 @@ fn outgoing<'a>(incoming: &'a Incoming<'_>, peek: &Peek<'_>, engine: &Engine) ->
     let hide_usage = ask.is_some();
     let rename = if engine.quirks.takes_max_completion_tokens { None } else { peek.name_max_tokens() };
     let edits: Vec<_> = ask.into_iter().chain(rename).collect();
-    Outgoing { head, body: whole(body, &edits), hide_usage, keyed: setup.tenants.keyed() }
+    Outgoing { head, body: whole(body, &edits), hide_usage, keyed: setup.tenants.keyed(), trace }
 }
 
 /// Whether the client wants to be told about admission.

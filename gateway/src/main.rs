@@ -34,6 +34,7 @@ mod reply;
 mod request;
 mod route;
 mod setup;
+mod telemetry;
 mod timers;
 mod tls;
 mod tracked;
@@ -200,6 +201,11 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     operators.abort();
+    if gateway.telemetry.is_some() {
+        let stopped =
+            tokio::task::spawn_blocking(move || gateway.telemetry.iter().for_each(telemetry::Telemetry::stop));
+        stopped.await?;
+    }
     Ok(())
 }
 

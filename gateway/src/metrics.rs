@@ -81,11 +81,11 @@ mod gen_ai {
 }
 
 /// Upper bounds of the TTFT histogram, seconds: from below a short prefill to a long queue.
-const TTFT_BUCKETS_S: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 15.0, 60.0];
+pub const TTFT_BUCKETS_S: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 15.0, 60.0];
 /// Upper bounds of the TPOT histogram, seconds: around the common 50 ms objective.
-const TPOT_BUCKETS_S: [f64; 12] = [0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5];
+pub const TPOT_BUCKETS_S: [f64; 12] = [0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5];
 /// Upper bounds of the duration histogram, seconds: those of the OpenTelemetry convention.
-const DURATION_BUCKETS_S: [f64; 14] =
+pub const DURATION_BUCKETS_S: [f64; 14] =
     [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
 /// Upper bounds of the queue wait histogram, seconds.
 const QUEUE_BUCKETS_S: [f64; 10] = [0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0];

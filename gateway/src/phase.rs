@@ -64,6 +64,11 @@ impl Lifecycle {
         self.tokens
     }
 
+    /// When the first token came.
+    pub fn first_token(&self) -> Option<Instant> {
+        self.first_token
+    }
+
     /// Seconds from arrival to the first token.
     pub fn ttft_s(&self) -> Option<f64> {
         Some(self.first_token?.duration_since(self.arrived).as_secs_f64())

@@ -70,6 +70,18 @@ const LLAMA_CPP: MetricNames = MetricNames {
 };
 
 impl Kind {
+    /// Its name, as the configuration has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Openai => "openai",
+            Self::Vllm => "vllm",
+            Self::VllmAscend => "vllm-ascend",
+            Self::Mindie => "mindie",
+            Self::Sglang => "sglang",
+            Self::LlamaCpp => "llama-cpp",
+        }
+    }
+
     /// Its row.
     pub const fn quirks(self) -> Quirks {
         let vllm = Quirks {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use admission::Served;
+use http::HeaderMap;
 use openai::{Prompt, Usage};
+use opentelemetry::Context;
 
 use crate::admit::Lease;
 use crate::engines::Engine;
@@ -14,7 +16,8 @@ use crate::gateway::Gateway;
 use crate::identity::Tenant;
 use crate::metrics::TokensLabel;
 use crate::phase::{End, Lifecycle, Phase};
-use crate::request::Summary;
+use crate::request::{Incoming, Summary};
+use crate::telemetry::{Ended, Telemetry, operation};
 use crate::wants::Wants;
 
 /// A tracked request.
@@ -29,6 +32,9 @@ pub struct Tracked<'a> {
     model: String,
     prompt: Prompt,
     arrived: Instant,
+    sent: Option<Instant>,
+    operation: &'static str,
+    trace: Option<Context>,
     reserved: u64,
     lease: Option<Lease>,
     engine: Option<Arc<Engine>>,
@@ -48,13 +54,16 @@ impl<'a> Tracked<'a> {
     /// A request that has just arrived and reserved so many tokens of its tenant's quota.
     pub fn new(
         gateway: &'a Gateway,
-        tenant: &'a Tenant,
+        incoming: &'a Incoming<'_>,
         summary: Summary,
         wants: Wants,
         (model, prompt): (String, Prompt),
         reserved: u64,
-        id: &'a str,
     ) -> Self {
+        let Incoming { tenant, name: id, head, .. } = *incoming;
+        let operation = operation(head.uri.path());
+        let telemetry = gateway.telemetry.as_ref();
+        let trace = telemetry.map(|t| t.arrived(&head.headers, operation, &model));
         let now = Instant::now();
         let life = Lifecycle::new(gateway.next_request(), now);
         gateway.metrics.in_phase(life.phase(), 1);
@@ -67,6 +76,9 @@ impl<'a> Tracked<'a> {
             model,
             prompt,
             arrived: now,
+            sent: None,
+            operation,
+            trace,
             reserved,
             lease: None,
             engine: None,
@@ -104,8 +116,14 @@ impl<'a> Tracked<'a> {
         }
     }
 
+    /// What tells an engine whose part its work is.
+    pub fn trace_headers(&self) -> HeaderMap {
+        self.trace.as_ref().map_or_else(HeaderMap::new, Telemetry::headers)
+    }
+
     /// It is written to an engine now.
     pub fn sent(&mut self) {
+        self.sent.get_or_insert_with(Instant::now);
         if self.life.phase() == Phase::Queued {
             self.shift(|t| {
                 for hint in t.life.sent(&t.summary, &t.wants) {
@@ -205,6 +223,28 @@ impl Drop for Tracked<'_> {
         for (kind, tokens) in kinds.into_iter().filter(|(_, tokens)| *tokens > 0) {
             let label = TokensLabel { tenant: self.tenant.name.clone(), kind };
             gateway.metrics.tokens.get_or_create(&label).inc_by(tokens);
+        }
+        if let Some((telemetry, trace)) = gateway.telemetry.as_ref().zip(self.trace.as_ref()) {
+            let engine = self.engine.as_ref().map(|e| &e.config);
+            telemetry.ended(
+                trace,
+                &Ended {
+                    operation: self.operation,
+                    model: &self.model,
+                    request: self.id,
+                    tenant: &self.tenant.name,
+                    engine: engine.map(|e| (e.name.as_str(), e.address.as_str(), e.kind.name())),
+                    stream: self.summary.stream,
+                    max_tokens: self.summary.max_tokens,
+                    arrived: self.arrived,
+                    sent: self.sent,
+                    first_token: self.life.first_token(),
+                    tpot_s: self.life.tpot_s(now).filter(|_| end == End::Finished),
+                    usage: cost,
+                    status: self.status,
+                    end,
+                },
+            );
         }
         if let Some(log) = &gateway.access_log {
             log.line(&serde_json::json!({

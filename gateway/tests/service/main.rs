@@ -34,6 +34,7 @@ mod reload;
 #[path = "../scripted/mod.rs"]
 mod scripted;
 mod streams;
+mod telemetry;
 mod tenants;
 mod tls;
 
