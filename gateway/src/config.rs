@@ -34,6 +34,8 @@ pub struct Config {
     pub tiers: HashMap<String, Tier>,
     /// Who may use the gateway. Without any, everyone may and is one tenant.
     pub tenants: Vec<Tenant>,
+    /// What is known of models beside what engines say.
+    pub models: Vec<Model>,
     /// What clients' TLS sees; without it they connect without TLS.
     pub tls: Option<Tls>,
     /// Where OpenTelemetry goes; nowhere if left out.
@@ -192,6 +194,24 @@ impl Tier {
     }
 }
 
+/// A model.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Name in requests.
+    pub name: String,
+    /// Its `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// Longer text is estimated, bytes.
+    #[serde(default = "tokenizer_bytes_max")]
+    pub tokenizer_bytes_max: u64,
+}
+
+/// Well above a usual chat, well below what would hold up its thread's other requests for long.
+fn tokenizer_bytes_max() -> u64 {
+    32 << 10
+}
+
 /// TLS towards clients.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -256,6 +276,7 @@ impl Default for Config {
             retries: 1,
             tiers: HashMap::new(),
             tenants: Vec::new(),
+            models: Vec::new(),
             tls: None,
             telemetry: None,
             text: String::new(),

@@ -20,6 +20,7 @@ use crate::reply::{Interrupted, Reply};
 use crate::request::{Incoming, Summary, demand};
 use crate::route::Route;
 use crate::timers::Timers;
+use crate::tokens;
 use crate::tracked::Tracked;
 use crate::wants::Wants;
 
@@ -51,10 +52,10 @@ impl Gateway {
         reply: &mut Reply<'_>,
     ) -> Result<(), pingora_core::BError> {
         let now_us = self.admitter.now_us();
-        let Incoming { tenant, head, body, .. } = incoming;
+        let Incoming { setup, tenant, head, body, .. } = incoming;
         let understand = || self.understand(incoming, generates);
-        let understood =
-            if body.len() <= PEEK_INLINE_BYTES_MAX { understand() } else { tokio::task::block_in_place(understand) };
+        let inline_max = if setup.tokenizers.are_some() { tokens::INLINE_BYTES_MAX } else { PEEK_INLINE_BYTES_MAX };
+        let understood = if body.len() <= inline_max { understand() } else { tokio::task::block_in_place(understand) };
         let understood = match understood {
             Ok(understood) => understood,
             Err(failure) => return reply.fail(&failure).await,
@@ -194,7 +195,8 @@ impl Gateway {
         let (config, engines) = (&setup.config, &setup.engines);
         let peek = Peek::of(body).map_err(|malformed| Failure::Malformed(malformed.0))?;
         let model = peek.model.as_deref().unwrap_or_default().to_owned();
-        let demand = demand(&peek, &self.estimate(&model), generates, config.queue.output_tokens_default);
+        let counted = setup.tokenizers.count(&peek, generates);
+        let demand = demand(&peek, &self.estimate(&model), counted, generates, config.queue.output_tokens_default);
         let mut wants = match self.trusting {
             true => self.objectives.of(&head.headers).map_err(Failure::BadHeader)?,
             false => self.objectives.clone(),

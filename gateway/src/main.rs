@@ -37,6 +37,7 @@ mod setup;
 mod telemetry;
 mod timers;
 mod tls;
+mod tokens;
 mod tracked;
 mod wants;
 

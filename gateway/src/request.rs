@@ -35,16 +35,27 @@ pub struct Summary {
     pub stream: bool,
 }
 
-/// What a request takes; `generates` is false for embeddings, `output_default` stands for a limit that is not given.
-pub fn demand(peek: &Peek<'_>, estimate: &Estimate, generates: bool, output_default: u64) -> Demand {
+/// What a request takes; `counted` are the tokens of its texts if a tokenizer has counted them, `generates` is false for
+/// embeddings, `output_default` stands for a limit that is not given.
+pub fn demand(
+    peek: &Peek<'_>,
+    estimate: &Estimate,
+    counted: Option<u64>,
+    generates: bool,
+    output_default: u64,
+) -> Demand {
     let prompt = &peek.prompt;
-    let prompt_tokens = estimate.tokens(prompt.tokens, prompt.text_bytes, prompt.media);
+    let prompt_tokens = match counted {
+        Some(counted) => estimate.tokens(prompt.tokens.saturating_add(counted), 0, prompt.media),
+        None => estimate.tokens(prompt.tokens, prompt.text_bytes, prompt.media),
+    };
     let (output_tokens, sequences) = if generates {
         (peek.max_tokens.unwrap_or(output_default), prompt.prompts.saturating_mul(peek.choices))
     } else {
         (0, 0)
     };
-    Demand { prompt_tokens, exact: prompt.is_exact(), output_tokens, sequences, prompts: prompt.prompts }
+    let exact = prompt.is_exact() || (counted.is_some() && peek.is_plain(generates));
+    Demand { prompt_tokens, exact, output_tokens, sequences, prompts: prompt.prompts }
 }
 
 impl Summary {
@@ -69,8 +80,16 @@ mod tests {
             (r#"{"input":["1234","5678"]}"#, false, (2, false, 0, 0)),
         ] {
             let peek = Peek::of(body.as_bytes()).unwrap();
-            let d = demand(&peek, &Estimate::default(), generates, 256);
+            let d = demand(&peek, &Estimate::default(), None, generates, 256);
             assert_eq!((d.prompt_tokens, d.exact, d.output_tokens, d.sequences), want, "{body}");
+        }
+        for (body, want) in [
+            (r#"{"prompt":"one two"}"#, (2, true)),
+            (r#"{"prompt":["one two",[1,2,3]]}"#, (5, true)),
+            (r#"{"messages":[{"content":"one two"}]}"#, (2, false)),
+        ] {
+            let d = demand(&Peek::of(body.as_bytes()).unwrap(), &Estimate::default(), Some(2), true, 256);
+            assert_eq!((d.prompt_tokens, d.exact), want, "{body}");
         }
         let large = Demand { prompt_tokens: 7, exact: true, output_tokens: u64::MAX, sequences: 9, prompts: 1 };
         assert_eq!(Summary::of(&large, true), Summary { prompt_tokens: 7, max_tokens: u32::MAX, stream: true });

@@ -12,6 +12,7 @@ use crate::engines::Engines;
 use crate::identity::Tenants;
 use crate::mistakes::Mistake;
 use crate::tls;
+use crate::tokens::Tokenizers;
 
 /// One configuration at work.
 #[derive(Default)]
@@ -24,6 +25,8 @@ pub struct Setup {
     pub engines: Engines,
     /// Who may ask.
     pub tenants: Tenants,
+    /// To count prompts.
+    pub tokenizers: Tokenizers,
     /// TLS towards clients.
     pub acceptor: Option<Arc<Acceptor>>,
 }
@@ -41,14 +44,15 @@ impl Setup {
     /// Makes `config` the next after this one. Its new engines have a place at the admitter; nothing else has changed yet.
     ///
     /// # Errors
-    /// If an engine's address does not resolve or its key is missing, a certificate cannot be used, or there are too many
+    /// If an engine's address does not resolve or its key is missing, a certificate or tokenizer cannot be used, or there are too many
     /// engines or tenants.
     pub fn next(&self, config: Config, admitter: &Admitter) -> anyhow::Result<Self> {
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose();
         let acceptor = acceptor.map_err(|(member, what)| config.wrong(&Mistake::new(&[&"tls", &member], what)))?;
+        let tokenizers = Tokenizers::of(&config, &self.tokenizers).map_err(|mistake| config.wrong(&mistake))?;
         let tenants = Tenants::of_config(&config, &self.tenants, admitter.now_us())?;
         let engines = Engines::of(&config, &self.engines, admitter)?;
-        Ok(Self { generation: self.generation + 1, config, engines, tenants, acceptor })
+        Ok(Self { generation: self.generation + 1, config, engines, tenants, tokenizers, acceptor })
     }
 
     /// Takes over from `before`, which new requests do not get any more: limits change, engines that are gone get nothing

@@ -28,37 +28,73 @@ impl Prompt {
     pub fn is_exact(&self) -> bool {
         self.text_bytes == 0 && self.media == 0
     }
+}
 
-    /// Adds what a JSON value holds, every string being text.
-    pub(crate) fn add_text(&mut self, json: &str) {
-        // The value comes out of a document that was parsed before.
-        let _ = Text(self).deserialize(&mut serde_json::Deserializer::from_str(json));
+/// Where goes what is found.
+pub(crate) trait Sink {
+    /// Text of the prompt.
+    fn text(&mut self, text: &str);
+    /// A token given as a number.
+    fn token(&mut self) {}
+    /// A picture, sound or file.
+    fn media(&mut self) {}
+    /// What was found since the last one is a prompt of its own.
+    fn prompt(&mut self) {}
+}
+
+impl Sink for Prompt {
+    fn text(&mut self, text: &str) {
+        self.text_bytes += text.len() as u64;
     }
-
-    /// Adds a `prompt` or `input`: a string, a list of strings, a token array or a list of token arrays.
-    pub(crate) fn add_prompt(&mut self, json: &str) {
-        let _ = Items(self).deserialize(&mut serde_json::Deserializer::from_str(json));
+    fn token(&mut self) {
+        self.tokens += 1;
+    }
+    fn media(&mut self) {
+        self.media += 1;
+    }
+    fn prompt(&mut self) {
+        self.prompts += 1;
     }
 }
 
-/// Counts strings anywhere below a value.
-struct Text<'a>(&'a mut Prompt);
+/// Texts alone.
+pub(crate) struct Texts<F>(pub F);
 
-impl<'de> DeserializeSeed<'de> for Text<'_> {
+impl<F: FnMut(&str)> Sink for Texts<F> {
+    fn text(&mut self, text: &str) {
+        self.0(text);
+    }
+}
+
+/// Finds what a JSON value holds, every string being text.
+pub(crate) fn find_text(json: &str, sink: &mut impl Sink) {
+    // The value comes out of a document that was parsed before.
+    let _ = Text(sink).deserialize(&mut serde_json::Deserializer::from_str(json));
+}
+
+/// Finds what a `prompt` or `input` holds: a string, a list of strings, a token array or a list of token arrays.
+pub(crate) fn find_prompt(json: &str, sink: &mut impl Sink) {
+    let _ = Items(sink).deserialize(&mut serde_json::Deserializer::from_str(json));
+}
+
+/// Finds strings anywhere below a value.
+struct Text<'a, S>(&'a mut S);
+
+impl<'de, S: Sink> DeserializeSeed<'de> for Text<'_, S> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Text<'_> {
+impl<'de, S: Sink> Visitor<'de> for Text<'_, S> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any JSON")
     }
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
-        self.0.text_bytes += text.len() as u64;
+        self.0.text(text);
         Ok(())
     }
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {
@@ -84,7 +120,7 @@ impl<'de> Visitor<'de> for Text<'_> {
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if MEDIA_KEYS.contains(&&*key) {
                 map.next_value::<IgnoredAny>()?;
-                self.0.media += 1;
+                self.0.media();
             } else if PLAIN_KEYS.contains(&&*key) {
                 map.next_value::<IgnoredAny>()?;
             } else {
@@ -95,32 +131,32 @@ impl<'de> Visitor<'de> for Text<'_> {
     }
 }
 
-/// Counts a prompt: numbers are tokens, strings text. Says whether the value is a number.
-struct Items<'a>(&'a mut Prompt);
+/// Finds a prompt: numbers are tokens, strings text. Says whether the value is a number.
+struct Items<'a, S>(&'a mut S);
 
-impl<'de> DeserializeSeed<'de> for Items<'_> {
+impl<'de, S: Sink> DeserializeSeed<'de> for Items<'_, S> {
     type Value = bool;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Items<'_> {
+impl<'de, S: Sink> Visitor<'de> for Items<'_, S> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a prompt")
     }
     fn visit_str<E>(self, text: &str) -> Result<bool, E> {
-        self.0.text_bytes += text.len() as u64;
-        self.0.prompts += 1;
+        self.0.text(text);
+        self.0.prompt();
         Ok(false)
     }
     fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
         Ok(false)
     }
     fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
-        self.0.tokens += 1;
+        self.0.token();
         Ok(true)
     }
     fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<bool, E> {
@@ -138,7 +174,9 @@ impl<'de> Visitor<'de> for Items<'_> {
             numbers |= number;
         }
         // A list of numbers is one prompt, a list of lists or strings one each.
-        self.0.prompts += u64::from(numbers);
+        if numbers {
+            self.0.prompt();
+        }
         Ok(false)
     }
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<bool, A::Error> {

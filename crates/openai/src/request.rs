@@ -10,7 +10,7 @@ use std::ops::Range;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess};
 use serde_json::value::RawValue;
 
-use crate::count::Prompt;
+use crate::count::{self, Prompt, Texts};
 use crate::object;
 use crate::splice::{self, Splice};
 
@@ -42,6 +42,8 @@ pub struct Peek<'a> {
     pub include_usage: bool,
     /// Where the messages, prompt or input begin: equal beginnings share an engine's prefix cache.
     pub leading: &'a [u8],
+    texts: [Option<&'a str>; 3],
+    prompts: [Option<&'a str>; 2],
     stream_options: Option<&'a str>,
     max_completion_tokens: bool,
     max_tokens_given: bool,
@@ -101,12 +103,10 @@ impl<'a> Peek<'a> {
     pub fn of(body: &'a [u8]) -> Result<Self, Malformed> {
         let members: Members<'a> = serde_json::from_slice(body).map_err(|e| Malformed(e.to_string()))?;
         let mut prompt = Prompt::default();
-        for text in [members.messages, members.instructions, members.tools].into_iter().flatten() {
-            prompt.add_text(text.get());
-        }
-        for given in [members.prompt, members.input].into_iter().flatten() {
-            prompt.add_prompt(given.get());
-        }
+        let texts = [members.messages, members.instructions, members.tools].map(|v| v.map(RawValue::get));
+        let prompts = [members.prompt, members.input].map(|v| v.map(RawValue::get));
+        texts.into_iter().flatten().for_each(|json| count::find_text(json, &mut prompt));
+        prompts.into_iter().flatten().for_each(|json| count::find_prompt(json, &mut prompt));
         prompt.prompts = prompt.prompts.max(1);
         let max_completion = number(members.max_completion_tokens);
         let max_tokens = number(members.max_tokens);
@@ -118,12 +118,29 @@ impl<'a> Peek<'a> {
             max_tokens: max_completion.or(max_tokens).or_else(|| number(members.max_output_tokens)),
             choices: number(members.n).max(number(members.best_of)).unwrap_or(1).max(1),
             prompt,
+            texts,
+            prompts,
             include_usage: members.stream_options.is_some_and(asks_for_usage),
             leading: leading.map_or(b"", |v| v.get().as_bytes()),
             stream_options: members.stream_options.map(RawValue::get),
             max_completion_tokens: max_completion.is_some(),
             max_tokens_given: max_tokens.is_some(),
         })
+    }
+
+    /// Whether the model reads the prompt as it stands here: no template makes it of messages, tools or, where tokens are
+    /// generated, the Responses API's `input`.
+    pub fn is_plain(&self, generates: bool) -> bool {
+        let [_, input] = self.prompts;
+        let templated = self.texts.iter().any(Option::is_some) || (generates && input.is_some());
+        !templated && self.prompt.media == 0
+    }
+
+    /// Every text of the prompt, as the request has them.
+    pub fn each_text(&self, each: impl FnMut(&str)) {
+        let mut texts = Texts(each);
+        self.texts.into_iter().flatten().for_each(|json| count::find_text(json, &mut texts));
+        self.prompts.into_iter().flatten().for_each(|json| count::find_prompt(json, &mut texts));
     }
 
     /// The edit that makes a streamed answer carry usage; `None` if it does anyway.
@@ -217,6 +234,31 @@ mod tests {
         ] {
             let want = Prompt { tokens, text_bytes, media, prompts };
             assert_eq!(peek(body).prompt, want, "{body}");
+        }
+    }
+
+    #[test]
+    fn texts_are_those_that_are_counted() {
+        for (body, plain, want) in [
+            (r#"{"prompt":["a\nb",[1,2],"c"]}"#, true, &["a\nb", "c"][..]),
+            (
+                r#"{"messages":[{"role":"user","content":[{"type":"text","text":"d"}]}],"tools":[{"x":"e"}]}"#,
+                false,
+                &["d", "e"],
+            ),
+            (r#"{"input":"f","instructions":"g"}"#, false, &["g", "f"]),
+            (r#"{"input":"f"}"#, false, &["f"]),
+            (r#"{"input":[{"role":"user","content":[{"type":"input_image","image_url":"h"}]}]}"#, false, &[]),
+        ] {
+            let p = peek(body);
+            let mut texts = Vec::new();
+            p.each_text(|text| texts.push(text.to_owned()));
+            assert_eq!(
+                (p.is_plain(true), &texts[..]),
+                (plain, &want.iter().map(ToString::to_string).collect::<Vec<_>>()[..])
+            );
+            assert_eq!(p.is_plain(false), plain || body == r#"{"input":"f"}"#, "{body}");
+            assert_eq!(texts.iter().map(String::len).sum::<usize>() as u64, p.prompt.text_bytes, "{body}");
         }
     }
 

@@ -37,6 +37,7 @@ mod streams;
 mod telemetry;
 mod tenants;
 mod tls;
+mod tokens;
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
