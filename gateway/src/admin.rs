@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::engines::Engine;
 use crate::gateway::Gateway;
@@ -112,7 +112,10 @@ async fn put_engine(
     Path(name): Path<String>,
     body: axum::body::Bytes,
 ) -> Response {
-    let wanted: Wanted = match serde_json::from_slice(&body) {
+    // An object: a list of its values would do for serde, too.
+    let wanted =
+        serde_json::from_slice::<Map<String, Value>>(&body).map(Value::Object).and_then(serde_json::from_value);
+    let wanted: Wanted = match wanted {
         Ok(wanted) => wanted,
         Err(e) => return error(StatusCode::BAD_REQUEST, &format!("want {{\"draining\": true}} or false: {e}")),
     };

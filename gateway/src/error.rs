@@ -32,8 +32,8 @@ pub enum Failure {
     Unauthorized,
     /// No such path.
     NotFound,
-    /// The path exists, with another method.
-    MethodNotAllowed,
+    /// The path exists, with this method.
+    MethodNotAllowed(&'static str),
     /// Several engines, none with this model.
     UnknownModel(String),
     /// Admission says no.
@@ -58,7 +58,7 @@ impl Failure {
             Self::Malformed(_) | Self::BadHeader(_) | Self::Refused(Refusal::NeverFits(_)) => 400,
             Self::Unauthorized => 401,
             Self::NotFound | Self::UnknownModel(_) => 404,
-            Self::MethodNotAllowed => 405,
+            Self::MethodNotAllowed(_) => 405,
             Self::Refused(_) | Self::WaitedTooLong { .. } => 429,
             Self::QuotaExceeded(exceeded) => {
                 if exceeded.retry_after_us.is_some() {
@@ -105,7 +105,7 @@ impl Failure {
             Self::BadHeader(_) => "bad_header",
             Self::Unauthorized => "invalid_api_key",
             Self::NotFound => "not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::UnknownModel(_) => "model_not_found",
             Self::Refused(Refusal::NeverFits(Misfit::Context { .. })) => "context_length_exceeded",
             Self::Refused(Refusal::NeverFits(_)) => "request_too_large",
@@ -147,7 +147,7 @@ impl Failure {
                 "no valid API key: send one of this gateway as `Authorization: Bearer KEY`".to_owned()
             }
             Self::NotFound => "no such path; see /v1/models for what is served".to_owned(),
-            Self::MethodNotAllowed => "this path takes another method".to_owned(),
+            Self::MethodNotAllowed(_) => "this path takes another method".to_owned(),
             Self::UnknownModel(model) => format!("no engine serves the model `{model}`; see /v1/models"),
             Self::Refused(Refusal::NeverFits(misfit)) => match misfit {
                 Misfit::Context { prompt_tokens, max } => format!(
@@ -223,7 +223,7 @@ mod tests {
             (Failure::BadHeader("x-vnpu-priority"), 400, Some(false)),
             (Failure::Unauthorized, 401, Some(false)),
             (Failure::NotFound, 404, Some(false)),
-            (Failure::MethodNotAllowed, 405, Some(false)),
+            (Failure::MethodNotAllowed("POST"), 405, Some(false)),
             (Failure::UnknownModel("m".into()), 404, Some(false)),
             (Failure::Refused(context), 400, Some(false)),
             (Failure::Refused(Refusal::QueueFull { retry_after_us: 5 }), 429, Some(true)),

@@ -32,7 +32,7 @@ impl Gateway {
         let allowed = setup.config.passes(head.uri.path());
         let tenant = setup.tenants.of(&head.headers);
         let refusal = match route {
-            Route::WrongMethod if !allowed => Some(Failure::MethodNotAllowed),
+            Route::WrongMethod(wanted) if !allowed => Some(Failure::MethodNotAllowed(wanted)),
             Route::Other if !allowed => Some(Failure::NotFound),
             _ if tenant.is_none() => Some(Failure::Unauthorized),
             _ => None,
@@ -59,7 +59,7 @@ impl Gateway {
             Route::Inference { generates } => self.inference(&incoming, generates, &mut reply).await,
             Route::Explain => self.explain(&incoming, &mut reply).await,
             Route::Models => models::list(self, &incoming, &mut reply).await,
-            Route::Aside | Route::Other | Route::WrongMethod => self.pass(&incoming, &mut reply).await,
+            Route::Aside | Route::Other | Route::WrongMethod(_) => self.pass(&incoming, &mut reply).await,
         }
     }
 }

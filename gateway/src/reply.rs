@@ -165,6 +165,9 @@ impl<'a> Reply<'a> {
             if let Some(retry) = failure.should_retry() {
                 self.header("x-should-retry", retry);
             }
+            if let Failure::MethodNotAllowed(wanted) = failure {
+                self.header("allow", wanted);
+            }
             if *failure == Failure::Unauthorized {
                 self.header("www-authenticate", "Bearer");
             }

@@ -18,12 +18,12 @@ pub enum Route {
     Explain,
     /// None of ours.
     Other,
-    /// One of ours, with the wrong method.
-    WrongMethod,
+    /// One of ours, with the wrong method; which would be right.
+    WrongMethod(&'static str),
 }
 
 /// The API's own paths.
-const PATHS: [(&str, Method, Route); 9] = [
+static PATHS: [(&str, Method, Route); 9] = [
     ("/v1/chat/completions", Method::POST, Route::Inference { generates: true }),
     ("/v1/completions", Method::POST, Route::Inference { generates: true }),
     ("/v1/responses", Method::POST, Route::Inference { generates: true }),
@@ -42,7 +42,7 @@ impl Route {
         match known {
             None => Self::Other,
             Some((_, wanted, route)) if method == wanted => *route,
-            Some(_) => Self::WrongMethod,
+            Some((_, wanted, _)) => Self::WrongMethod(wanted.as_str()),
         }
     }
 }
@@ -56,7 +56,7 @@ mod tests {
         for (method, path, want) in [
             (Method::POST, "/v1/chat/completions", Route::Inference { generates: true }),
             (Method::POST, "/v1/embeddings", Route::Inference { generates: false }),
-            (Method::GET, "/v1/chat/completions", Route::WrongMethod),
+            (Method::GET, "/v1/chat/completions", Route::WrongMethod("POST")),
             (Method::GET, "/v1/models", Route::Models),
             (Method::GET, "/v1/models/a/b", Route::Aside),
             (Method::GET, "/v1/modelsx", Route::Other),

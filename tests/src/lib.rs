@@ -4,6 +4,7 @@
 
 pub mod phases;
 pub mod python;
+pub mod reference;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

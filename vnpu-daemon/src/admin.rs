@@ -1,9 +1,10 @@
-//! The admin API: health, metrics, status, steps, requests, policy. Described by `openapi/daemon-admin.yaml`.
+//! The admin API: health, metrics, status, steps, requests, policy. Described by `openapi/daemon.yaml`.
 //!
 //! Handlers ask the dispatch thread and translate its answer; a thread that does not answer is a 503, never a hang.
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, FromRef, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
@@ -31,11 +32,12 @@ fn parse_policy(body: &[u8]) -> Result<PolicyConfig, String> {
         let text = std::str::from_utf8(body).map_err(|e| wrong(&format!("not a policy: {e}")))?;
         return text.parse().map_err(|e: ConfigError| wrong(&e));
     }
-    let mut object: Map<String, Value> =
-        serde_json::from_slice(body).map_err(|e| wrong(&format!("not a policy: {e}")))?;
+    let mut object = object(body).map_err(|e| wrong(&format!("not a policy: {e}")))?;
     for (other, own) in OTHER_NAMES {
-        if let Some(value) = object.remove(other) {
-            object.insert(own.to_owned(), value);
+        if let Some(value) = object.remove(other)
+            && object.insert(own.to_owned(), value).is_some()
+        {
+            return Err(wrong(&format!("not a policy: {own} and {other} are one")));
         }
     }
     Value::Object(object).to_string().parse().map_err(|e: ConfigError| wrong(&e))
@@ -82,6 +84,29 @@ impl IntoResponse for Failure {
     }
 }
 
+impl From<QueryRejection> for Failure {
+    fn from(e: QueryRejection) -> Self {
+        Self::bad(e.body_text())
+    }
+}
+
+/// Reads a body that is to be an object. (A list of its values would do for serde, too.)
+pub fn object(body: &[u8]) -> serde_json::Result<Map<String, Value>> {
+    let mut object: Map<String, Value> = serde_json::from_slice(body)?;
+    object.values_mut().for_each(whole);
+    Ok(object)
+}
+
+/// JSON has one kind of number: `4.0` is as whole as `4`.
+fn whole(value: &mut Value) {
+    /// Beyond, a number may be another than it looks.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    let whole = value.as_f64().filter(|n| value.is_f64() && n.fract() == 0.0 && (0.0..=EXACT_MAX).contains(n));
+    if let Some(number) = whole {
+        *value = Value::from(number as u64);
+    }
+}
+
 impl From<NoAnswer> for Failure {
     fn from(e: NoAnswer) -> Self {
         Self(StatusCode::SERVICE_UNAVAILABLE, e.to_string())
@@ -119,8 +144,9 @@ struct After {
 
 async fn steps(
     State(handle): State<DeviceHandle>,
-    Query(from): Query<After>,
+    from: Result<Query<After>, QueryRejection>,
 ) -> Result<Json<Vec<StepSnapshot>>, Failure> {
+    let Query(from) = from?;
     Ok(Json(ask(handle, move |handle| handle.steps(from.after)).await?))
 }
 
@@ -165,7 +191,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    const DESCRIPTION: &str = include_str!("../../openapi/daemon-admin.yaml");
+    const DESCRIPTION: &str = include_str!("../../openapi/daemon.yaml");
 
     /// `path method` of every operation in the description: entries at fixed indents below `paths:`.
     fn described() -> BTreeSet<String> {
@@ -203,6 +229,7 @@ mod tests {
         for name in PolicyName::ALL {
             assert_eq!(parse_policy(name.name().as_bytes()), Ok(PolicyConfig::named(name)));
         }
+        assert_eq!(parse_policy(br#"{"name":"quota","quota":4.0}"#).map(|c| c.quota), Ok(4));
         assert_eq!(parse_policy(b" core-split:prefill_part=0.6\n").map(|c| c.prefill_part), Ok(0.6));
         for (body, words) in [
             (r#"{"name":"lottery"}"#, &["lottery", "passthrough", "fifo", "phase"][..]),
@@ -213,6 +240,8 @@ mod tests {
             ("lottery:tickets=3", &["lottery", "core-split"]),
             ("quota:quota=17", &["quota = 17", "1 to 16"]),
             ("{", &["not a policy", "phase"]),
+            (r#"{"name":"quota","quota":4.5}"#, &["expected u32"]),
+            (r#"{"name":"phase","tpot_ms":40,"tpot_target_ms":40}"#, &["tpot_target_ms", "are one"]),
         ] {
             let error = parse_policy(body.as_bytes()).unwrap_err();
             for word in words {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Json, Response};
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use crate::admin::{Admin, Failure, ask};
+use crate::admin::{Admin, Failure, ask, object};
 
 /// Ring where nobody says otherwise: some ten seconds of 50,000 operators a second.
 pub const MIB_DEFAULT: u32 = 64;
@@ -76,7 +77,9 @@ pub async fn put(State(admin): State<Admin>, body: Bytes) -> Result<Json<Recordi
     let Admin { handle, turn } = admin;
     let room: Room = match body.trim_ascii() {
         b"" => Room::default(),
-        body => serde_json::from_slice(body).map_err(|e| Failure::bad(format!("mib and seconds are possible: {e}")))?,
+        body => object(body)
+            .and_then(|object| serde_json::from_value(object.into()))
+            .map_err(|e| Failure::bad(format!("mib and seconds are possible: {e}")))?,
     };
     let limits = room.limits(room.seconds()?.unwrap_or(Nanos::MAX))?;
     let Ok(_turn) = turn.try_lock() else { return Err(Failure::conflict(BUSY)) };
@@ -106,7 +109,8 @@ impl Drop for Own {
 }
 
 /// GET: what the ring holds; without one, the next seconds.
-pub async fn get(State(admin): State<Admin>, Query(room): Query<Room>) -> Result<Response, Failure> {
+pub async fn get(State(admin): State<Admin>, room: Result<Query<Room>, QueryRejection>) -> Result<Response, Failure> {
+    let Query(room) = room?;
     let Admin { handle, turn } = admin;
     let (seconds, limits) = (room.seconds()?, room.limits(Nanos::MAX)?);
     let Ok(_turn) = turn.try_lock() else { return Err(Failure::conflict(BUSY)) };

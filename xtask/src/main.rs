@@ -60,6 +60,8 @@ enum Task {
     /// An engine without a model, for `bench gateway`.
     #[command(hide = true)]
     MockEngine(bench::gateway::mock::MockEngine),
+    /// Writes the reference pages under docs/reference/ from the API descriptions under openapi/.
+    Reference,
     /// Measure something; prints a table.
     #[command(subcommand)]
     Bench(Bench),
@@ -119,6 +121,13 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo { measure, keep, omega, trace } => demo::run(&measure, keep, omega, trace.as_deref()),
         Task::Test(tests) => test::run(&tests),
+        Task::Reference => {
+            for (path, text) in system_tests::reference::pages()? {
+                std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+                std::fs::write(path, text)?;
+            }
+            Ok(())
+        }
         Task::TorchEnv { dir } => torch::complete(&dir),
         Task::MockEngine(mock) => bench::gateway::mock::run(mock),
         Task::Bench(Bench::Gateway(gateway)) => bench::gateway::run(&gateway),
