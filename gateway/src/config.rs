@@ -3,15 +3,15 @@
 //! Every field has a default, so a file says only what differs. A field that does not exist is an error with its line:
 //! a limit that is silently not set is worse than a gateway that does not start.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use admission::{BANDS, ENGINES_MAX, Quota, TENANTS_MAX, TenantLimits};
+use admission::{Quota, TenantLimits};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::mistakes::Mistake;
+use crate::mistakes::{self, Mistake};
 use crate::quirks::Kind;
 
 /// The file.
@@ -352,86 +352,13 @@ impl Config {
             }
         }
         text.clone_into(&mut config.text);
-        config.check().map_err(|mistake| config.wrong(&mistake))?;
+        mistakes::find(&config).map_err(|mistake| config.wrong(&mistake))?;
         Ok(config)
     }
 
     /// A mistake, with its line.
     pub fn wrong(&self, mistake: &Mistake) -> anyhow::Error {
         mistake.in_file(&self.text)
-    }
-
-    fn check(&self) -> Result<(), Mistake> {
-        let wrong = |at: &[&dyn std::fmt::Display], what: String| Err(Mistake::new(at, what));
-        if self.engines.is_empty() {
-            return wrong(&[], "no engine: add one as [[engines]] with its `address`".to_owned());
-        }
-        if self.engines.len() > ENGINES_MAX {
-            return wrong(&[&"engines", &ENGINES_MAX], format!("more than {ENGINES_MAX} engines"));
-        }
-        if self.tenants.len() >= TENANTS_MAX {
-            return wrong(&[&"tenants", &TENANTS_MAX], format!("{} tenants; below {TENANTS_MAX}", self.tenants.len()));
-        }
-        let mut names = HashSet::new();
-        for (i, engine) in self.engines.iter().enumerate() {
-            if !names.insert(&engine.name) {
-                let what = format!("two engines are called `{}`; give each a `name`", engine.name);
-                return wrong(&[&"engines", &i, &"name"], what);
-            }
-        }
-        for (name, tier) in &self.tiers {
-            if tier.weight == 0 {
-                return wrong(&[&"tiers", name, &"weight"], format!("tier `{name}`: weight is 0; the least is 1"));
-            }
-            if tier.band >= BANDS {
-                let what = format!("tier `{name}`: band {}; bands are 0 to {}", tier.band, BANDS - 1);
-                return wrong(&[&"tiers", name, &"band"], what);
-            }
-        }
-        self.check_tenants()?;
-        if let Some(telemetry) = &self.telemetry {
-            if !telemetry.endpoint.starts_with("http://") {
-                let what = format!("`{}`: want http://host:port of a collector nearby", telemetry.endpoint);
-                return wrong(&[&"telemetry", &"endpoint"], what);
-            }
-            if !(0.0..=1.0).contains(&telemetry.sampled_part) || telemetry.metrics_every_ms == 0 {
-                return wrong(&[&"telemetry"], "sampled_part is 0 to 1, metrics_every_ms above 0".to_owned());
-            }
-        }
-        let wild = |p: &String| !p.starts_with('/') && *p != "*";
-        if let Some(i) = self.pass_through.iter().position(wild) {
-            let what =
-                format!("pass_through `{}`: a path begins with `/`; `*` alone is every path", self.pass_through[i]);
-            return wrong(&[&"pass_through", &i], what);
-        }
-        Ok(())
-    }
-
-    fn check_tenants(&self) -> Result<(), Mistake> {
-        let (mut names, mut keys) = (HashSet::new(), HashSet::new());
-        for (i, tenant) in self.tenants.iter().enumerate() {
-            let name = &tenant.name;
-            let wrong = |member: &str, what: String| Err(Mistake::new(&[&"tenants", &i, &member], what));
-            if !names.insert(name) {
-                return wrong("name", format!("two tenants are called `{name}`"));
-            }
-            if name.len() > wire::TENANT_BYTES_MAX {
-                return wrong("name", format!("tenant `{name}`: above {} bytes of name", wire::TENANT_BYTES_MAX));
-            }
-            if let Some(tier) = tenant.tier.as_ref().filter(|t| !self.tiers.contains_key(*t)) {
-                return wrong("tier", format!("tenant `{name}`: there is no tier `{tier}`"));
-            }
-            for (k, key) in tenant.key_sha256.iter().enumerate() {
-                let wrong = |what: String| Err(Mistake::new(&[&"tenants", &i, &"key_sha256", &k], what));
-                if key.len() != 64 || !key.bytes().all(|b| b.is_ascii_hexdigit()) {
-                    return wrong(format!("tenant `{name}`: `{key}` is no SHA-256; print one with `gateway key`"));
-                }
-                if !keys.insert(key.to_ascii_lowercase()) {
-                    return wrong(format!("tenant `{name}`: a key is used twice"));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Tier of a tenant; the default one without a name.
@@ -456,7 +383,7 @@ pub fn load(file: Option<&PathBuf>, upstreams: &[String]) -> anyhow::Result<Conf
         (Some(_), _) => bail!("--config and --upstream together: name the engines in the file"),
         (None, upstreams) => {
             let config = Config::sidecar(upstreams);
-            config.check()?;
+            mistakes::find(&config)?;
             Ok(config)
         }
     }
@@ -507,27 +434,6 @@ mod tests {
             ("ftp://a", "ftp://a", false),
         ] {
             assert_eq!(Engine::at(address).authority(), (authority.to_owned(), tls), "{address}");
-        }
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let engine = "[[engines]]\naddress = \"a:1\"\n";
-        for (text, words) in [
-            (String::new(), &["[[engines]]"][..]),
-            (format!("{engine}prefil_tokens = 3\n"), &["line 3", "prefil_tokens"]),
-            (format!("{engine}kind = \"vlm\"\n"), &["line 3", "vlm", "vllm"]),
-            (format!("{engine}{engine}"), &["line 3", "a:1", "name"]),
-            (format!("{engine}[queue]\nrequests = \"many\"\n"), &["line 4", "requests"]),
-            (format!("{engine}[tiers.x]\nband = 9\n"), &["line 4", "band 9", "0 to 3"]),
-            (format!("{engine}[[tenants]]\nname = \"t\"\ntier = \"none\"\n"), &["line 5", "tenant `t`", "none"]),
-            (format!("{engine}[[tenants]]\nname = \"t\"\nkey_sha256 = [\"sk-secret\"]\n"), &["line 5", "gateway key"]),
-            (format!("pass_through = [\"v1\"]\n{engine}"), &["line 1", "pass_through", "v1"]),
-        ] {
-            let error = format!("{:#}", Config::parse(&text).unwrap_err());
-            for word in words {
-                assert!(error.contains(word), "no `{word}` in: {error}");
-            }
         }
     }
 }
