@@ -13,6 +13,9 @@ use serde_json::{Map, Value, json};
 use crate::cli::RunArgs;
 use crate::{plan, run};
 
+/// How often a probe that was the client's fault is made: a busy moment of the machine should not end a search.
+const TRIES: usize = 3;
+
 /// Two results.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompareArgs {
@@ -153,13 +156,14 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
     // At a lower rate a probe would have no request.
     let mut search = Search::new(args.start_rate, 1.0 / args.probe_seconds, args.precision);
     let mut probes = Vec::new();
+    let mut limited = false;
     while let Some(rate) = search.next() {
-        let requests = (rate * args.probe_seconds).ceil() as usize;
-        let run = RunArgs { request_rate: Some(rate), num_prompts: Some(requests), ..args.run.clone() };
-        let finished = run::finish(&run, &plan::plan(&run)?)?;
-        if finished.audit.verdict() != audit::Verdict::Valid {
-            println!("{rate:.3} requests/s: {}", finished.audit.verdict());
-            return Ok(3);
+        let finished = probe(args, rate)?;
+        let verdict = finished.audit.verdict();
+        limited = verdict != audit::Verdict::Valid;
+        if limited {
+            println!("{rate:.3} requests/s: {verdict}");
+            break;
         }
         let missed = slo.missed(&finished.report);
         let shown = missed.as_ref().map_or_else(|| "met".into(), |why| format!("missed, {why}"));
@@ -184,7 +188,21 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
     write(args.run.json.as_deref(), json!({ "rate_met": ends.0, "rate_missed": ends.1 }))?;
-    Ok(u8::from(ends.0.is_none()))
+    Ok(if limited { 3 } else { u8::from(ends.0.is_none()) })
+}
+
+/// Measures one rate, again if the client was the limit.
+fn probe(args: &SearchArgs, rate: f64) -> anyhow::Result<run::Finished> {
+    let requests = (rate * args.probe_seconds).ceil() as usize;
+    let run = RunArgs { request_rate: Some(rate), num_prompts: Some(requests), ..args.run.clone() };
+    let plan = plan::plan(&run)?;
+    for _ in 1..TRIES {
+        let finished = run::finish(&run, &plan)?;
+        if finished.audit.verdict() == audit::Verdict::Valid {
+            return Ok(finished);
+        }
+    }
+    run::finish(&run, &plan)
 }
 
 /// Refuses what a command of several runs would not do: results and tables are those of one run.

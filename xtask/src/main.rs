@@ -97,6 +97,11 @@ enum Bench {
     /// The gateway beside nginx and an LLM peer, in front of one mock engine: CPU a request, latency, streams, cancellation,
     /// leaks; or a soak.
     Gateway(bench::gateway::GatewayBench),
+    /// The load generator's own error against a mock that knows better, and how much load one core makes.
+    Loadgen {
+        #[command(flatten)]
+        measure: Measure,
+    },
     /// How often the daemon is right about the phase of a step: the engine with hints and without, torch_npu's generate.
     Phases {
         #[command(flatten)]
@@ -136,6 +141,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             bench::dispatch::run(&measure, experiment, html.as_deref(), trace.as_deref())
         }
         Task::Bench(Bench::DispatchCost { measure }) => bench::dispatch_cost::run(&measure),
+        Task::Bench(Bench::Loadgen { measure }) => bench::loadgen::run(&measure),
         Task::Bench(Bench::Phases { measure, without_torch }) => bench::phases::run(&measure, without_torch),
         Task::Bench(Bench::Torch { measure }) => bench::torch::run(&measure),
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),

@@ -109,7 +109,7 @@ fn no_request_is_dropped_while_engines_come_and_go() {
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         clients.into_iter().map(|c| c.join().unwrap()).sum()
     });
-    assert!(served > 100, "{served}: the test does not test what it says");
+    assert!(served > 25, "{served}: fewer requests than reloads test nothing");
     wait_for("everything is back", || metric(&filed.gateway, "gateway_admitted_requests") == 0.0);
 }
 

@@ -3,6 +3,7 @@
 pub mod dispatch;
 pub mod dispatch_cost;
 pub mod gateway;
+pub mod loadgen;
 pub mod overhead;
 pub mod phases;
 pub mod timing;
