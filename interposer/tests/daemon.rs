@@ -7,6 +7,7 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -44,6 +45,8 @@ fn acl() -> &'static Acl {
 /// A daemon with one client.
 struct Daemon {
     seen: Receiver<String>,
+    /// Lines that it was told were no hints; in how many records, and between which others, depends on how they were read.
+    refused: Arc<AtomicU32>,
     end: Sender<()>,
     thread: Option<JoinHandle<()>>,
 }
@@ -55,11 +58,17 @@ impl Daemon {
         let listener = Listener::bind(path, Layout::default(), Doorbell::new().unwrap(), facts).unwrap();
         let (note, seen) = channel();
         let (end, ended) = channel::<()>();
+        let refused = Arc::new(AtomicU32::new(0));
+        let told = Arc::clone(&refused);
         let thread = std::thread::spawn(move || {
             let (mut server, _connection) = listener.accept().unwrap();
             let va = server.peer().va_base;
             while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_micros(50)) {
                 let each = &mut |replier: &Replier, record: Record<'_>, call: &mut OpCall| {
+                    if let Record::HintsRefused { lines } = record {
+                        told.fetch_add(lines, Relaxed);
+                        return;
+                    }
                     let _ = note.send(name(&record, call));
                     if let (true, Some(to)) = (answers(&record), reply_of(&record)) {
                         replier.reply(to, &Reply::value(va + 4096));
@@ -71,7 +80,7 @@ impl Daemon {
                 server.drain(1000, each).unwrap();
             }
         });
-        Self { seen, end, thread: Some(thread) }
+        Self { seen, refused, end, thread: Some(thread) }
     }
 
     /// The next records; each must be there in time.
@@ -143,6 +152,7 @@ fn hints_keep_their_order_among_operators_and_bad_lines_harm_nobody() {
     drop(more);
     send(&mut gateway, 5);
     daemon.expect(&["hint of 5"]);
+    assert_eq!(daemon.refused.load(Relaxed), 2);
 }
 
 const fn interposer_connections() -> usize {
