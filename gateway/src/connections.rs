@@ -41,22 +41,24 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// A connection to `peer`, and whether it has been used before.
+    /// A connection to `peer` that has been used before and is still open.
+    pub fn idle(&self, peer: &HttpPeer) -> Option<HttpSession> {
+        let key = peer.reuse_hash();
+        loop {
+            let mut idle = self.idle.lock().get_mut(&key)?.pop()?;
+            if is_open(&mut idle.stream) {
+                return Some(session(idle.stream, peer));
+            }
+        }
+    }
+
+    /// A new connection to `peer`.
     ///
     /// # Errors
     /// If the engine does not accept one.
-    pub async fn get(&self, peer: &HttpPeer) -> Result<(HttpSession, bool), pingora_core::BError> {
-        let key = peer.reuse_hash();
-        let session = |stream| HttpSession::H1(Http1::new_with_options(stream, peer));
-        loop {
-            let idle = self.idle.lock().get_mut(&key).and_then(Vec::pop);
-            let Some(mut idle) = idle else { break };
-            if is_open(&mut idle.stream) {
-                return Ok((session(idle.stream), true));
-            }
-        }
+    pub async fn open(&self, peer: &HttpPeer) -> Result<HttpSession, pingora_core::BError> {
         let stream = self.transport.new_stream(peer).await?;
-        Ok((session(Box::new(Joined::to_engine(stream))), false))
+        Ok(session(Box::new(Joined::to_engine(stream)), peer))
     }
 
     /// Keeps a connection whose answer is over, if both sides want that.
@@ -80,6 +82,10 @@ impl Connections {
             !idle.is_empty()
         });
     }
+}
+
+fn session(stream: Stream, peer: &HttpPeer) -> HttpSession {
+    HttpSession::H1(Http1::new_with_options(stream, peer))
 }
 
 /// Whether an idle connection is silent, as it should be: neither closed nor talking out of turn.
@@ -115,15 +121,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = HttpPeer::new(listener.local_addr().unwrap(), false, String::new());
         let connections = Connections::default();
-        let (mut session, reused) = connections.get(&peer).await.unwrap();
+        assert!(connections.idle(&peer).is_none());
+        let mut session = connections.open(&peer).await.unwrap();
         let (mut engine, _) = listener.accept().await.unwrap();
-        assert!(!reused);
         for _ in 0..3 {
             exchange(&mut session, &mut engine).await;
             connections.keep(session, &peer).await;
-            let (again, reused) = connections.get(&peer).await.unwrap();
-            assert!(reused);
-            session = again;
+            session = connections.idle(&peer).unwrap();
         }
         exchange(&mut session, &mut engine).await;
         connections.keep(session, &peer).await;
@@ -132,6 +136,6 @@ mod tests {
             connections.sweep();
             tokio::task::yield_now().await;
         }
-        assert!(!connections.get(&peer).await.unwrap().1);
+        assert!(connections.idle(&peer).is_none());
     }
 }

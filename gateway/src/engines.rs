@@ -30,6 +30,8 @@ pub struct Engine {
     pub peer: HttpPeer,
     /// What it is called in `Host`: `host:port`.
     pub authority: String,
+    /// The same, for requests.
+    pub host: HeaderValue,
     /// `Authorization` that it wants; never the client's where clients have keys of ours.
     pub authorization: Option<HeaderValue>,
     /// Admin API of the daemon under it, and its address.
@@ -92,8 +94,9 @@ impl Engine {
             HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| format!("odd characters in the key in {name}"))
         });
         let authorization = key.transpose().map_err(|e| wrong("api_key_env", e))?;
+        let host = HeaderValue::from_str(&authority).map_err(|_| wrong("address", "odd characters".to_owned()))?;
         let quirks = config.kind.quirks();
-        Ok(Self { index: 0, quirks, config, peer, authority, authorization, daemon, known: Arc::default() })
+        Ok(Self { index: 0, quirks, config, peer, authority, host, authorization, daemon, known: Arc::default() })
     }
 
     /// Whether it is the engine that another configuration means.

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use openai::usage_of_answer;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -20,16 +20,16 @@ use crate::timers::Timers;
 use crate::tracked::Tracked;
 
 /// Headers that concern one connection only and are not passed on.
-const HOP_HEADERS: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "expect",
+static HOP_HEADERS: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
 ];
 /// Answers up to here are read for the usage they carry. Embeddings of a large batch are below it.
 const ANSWER_READ_MAX: usize = 16 << 20;
@@ -88,8 +88,14 @@ impl Gateway {
         timers: &mut Timers,
         mut tracked: Option<&mut Tracked<'_>>,
     ) -> Result<bool, Stop> {
-        let connected = reply.attend(self.connections.get(&engine.peer), timers).await?;
-        let Ok((mut session, reused)) = connected else { return Err(Stop::NotReached) };
+        let (mut session, reused) = match self.connections.idle(&engine.peer) {
+            Some(session) => (session, true),
+            None => {
+                // Seldom, and large: on the heap, so that not every request carries room for it.
+                let opened = reply.attend(Box::pin(self.connections.open(&engine.peer)), timers).await?;
+                (opened.map_err(|_| Stop::NotReached)?, false)
+            }
+        };
         if let Some(tracked) = &mut tracked {
             tracked.sent();
         }
@@ -141,20 +147,20 @@ async fn send(
 /// The head as the engine gets it: the client's, with our framing and, where it has one, the engine's own key.
 fn engine_head(engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> RequestHeader {
     let mut head = request.head.clone();
-    for name in HOP_HEADERS {
+    for name in &HOP_HEADERS {
         head.remove_header(name);
     }
     head.set_version(http::Version::HTTP_11);
     // Names and values below are plain ASCII and always valid.
-    let _ = head.insert_header("host", &engine.authority);
+    let _ = head.insert_header("host", engine.host.clone());
     let body_len: usize = request.body.iter().map(Bytes::len).sum();
-    head.remove_header("content-length");
-    let announced = request.head.headers.contains_key("content-length");
-    if body_len > 0 || announced || request.head.headers.contains_key("transfer-encoding") {
-        let _ = head.insert_header("content-length", body_len.to_string());
+    let given = &request.head.headers;
+    let announced = given.contains_key(header::CONTENT_LENGTH);
+    if body_len > 0 || announced || given.contains_key(header::TRANSFER_ENCODING) {
+        let _ = head.insert_header("content-length", HeaderValue::from(body_len));
     }
     if request.keyed {
-        head.remove_header("authorization");
+        head.remove_header(&header::AUTHORIZATION);
     }
     if let Some(authorization) = &engine.authorization {
         let _ = head.insert_header("authorization", authorization.clone());
@@ -164,7 +170,7 @@ fn engine_head(engine: &Engine, request: &Outgoing<'_>, tracked: bool) -> Reques
     }
     if tracked {
         // Compressed events could not be followed.
-        let _ = head.insert_header("accept-encoding", "identity");
+        let _ = head.insert_header("accept-encoding", HeaderValue::from_static("identity"));
     }
     head
 }
@@ -179,7 +185,7 @@ async fn relay(
 ) -> Result<bool, Stop> {
     let Some(head) = session.response_header() else { return Err(Stop::BeforeAnswer { stale: false }) };
     let success = head.status.is_success();
-    let events = head.headers.get("content-type").is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    let events = head.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
     let head = answer_head(head, events);
     if let Some(tracked) = &mut tracked {
         tracked.status = head.status.as_u16();
@@ -201,13 +207,13 @@ async fn relay(
 /// A head as the client gets it.
 fn answer_head(head: &ResponseHeader, events: bool) -> ResponseHeader {
     let mut answer = head.clone();
-    for name in HOP_HEADERS {
+    for name in &HOP_HEADERS {
         answer.remove_header(name);
     }
     if events {
         // What is hidden or added changes the length.
-        answer.remove_header("content-length");
-        let _ = answer.insert_header("x-accel-buffering", "no");
+        answer.remove_header(&header::CONTENT_LENGTH);
+        let _ = answer.insert_header("x-accel-buffering", HeaderValue::from_static("no"));
     }
     answer
 }

@@ -297,7 +297,9 @@ impl Gateway {
     /// If the client has left.
     pub async fn pass(&self, incoming: &Incoming<'_>, reply: &mut Reply<'_>) -> Result<(), pingora_core::BError> {
         let Incoming { setup, head, body, .. } = incoming;
-        let model = Peek::of(body).ok().and_then(|p| p.model.map(|m| m.into_owned()));
+        // A lone engine gets whatever it is.
+        let peek = if setup.engines.are_several() { Peek::of(body).ok() } else { None };
+        let model = peek.and_then(|p| p.model.map(|m| m.into_owned()));
         let eligible = setup.engines.for_model(model.as_deref());
         let mut failure = if eligible.is_empty() {
             Failure::UnknownModel(model.unwrap_or_default())

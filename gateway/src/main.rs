@@ -50,7 +50,6 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
-use pingora_core::services::listening::Service;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -59,9 +58,12 @@ use config::Timeouts;
 use gateway::Gateway;
 use joined::Joined;
 use metrics::Metrics;
-use proxy::Proxy;
 use setup::Setup;
 use wants::Wants;
+
+/// A request is some sixty small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// For a client's TLS handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -148,7 +150,6 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
     let gateway =
         Gateway::new((config, args.config), (objectives, args.trust_client_hints), hints, metrics, access_log)?;
     let gateway = Arc::new(gateway);
-    let proxy = Arc::new(Proxy(Arc::clone(&gateway)));
     let listener = listen(args.listen, "--listen").await?;
     let operators = listen(args.admin, "--admin").await?;
     // Before the ready line: whoever reads it may end the gateway at once.
@@ -167,12 +168,13 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let (proxy, stopping, alive) = (Arc::clone(&proxy), stopping.clone(), Arc::clone(&connections));
+                    let (gateway, stopping, alive) = (Arc::clone(&gateway), stopping.clone(), Arc::clone(&connections));
                     let acceptor = gateway.setup().acceptor.clone();
                     tokio::spawn(async move {
                         let _ = stream.set_nodelay(true);
-                        if let Some(stream) = pingora_stream(stream, acceptor).await {
-                            Service::<Proxy>::handle_event(stream, proxy, stopping).await;
+                        // Of the handshake nothing stays with the connection.
+                        if let Some(stream) = Box::pin(pingora_stream(stream, acceptor)).await {
+                            proxy::connection(gateway, stream, stopping).await;
                         }
                         drop(alive);
                     });

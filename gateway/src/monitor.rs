@@ -153,7 +153,12 @@ async fn get(
 ) -> Option<(u16, Bytes)> {
     let ask = async {
         loop {
-            let (mut session, reused) = gateway.connections.get(peer).await.ok()?;
+            let idle = gateway.connections.idle(peer);
+            let reused = idle.is_some();
+            let mut session = match idle {
+                Some(session) => session,
+                None => gateway.connections.open(peer).await.ok()?,
+            };
             match answer(&mut session, host, path, authorization).await {
                 Some(answer) => {
                     gateway.connections.keep(session, peer).await;

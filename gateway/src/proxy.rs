@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
-use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
+use pingora_core::apps::{HttpPersistentSettings, ReusedHttpStream};
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use pingora_http::RequestHeader;
@@ -24,6 +24,25 @@ const KEEPALIVE_S: u64 = 60;
 const REQUEST_NAME_BYTES_MAX: usize = 128;
 
 impl Gateway {
+    /// Reads and serves the next request of a connection. False if it was the last.
+    async fn next(&self, client: &mut ServerSession, stopping: &ShutdownWatch) -> bool {
+        if !matches!(client.read_request().await, Ok(true)) {
+            return false;
+        }
+        // CONNECT would make a tunnel of a proxy.
+        if client.req_header().method == Method::CONNECT {
+            let _ = client.respond_error(405).await;
+            return false;
+        }
+        client.set_keepalive(if *stopping.borrow() { None } else { Some(KEEPALIVE_S) });
+        let _in_flight = self.enter();
+        let served = self.serve(client).await;
+        if let Err(error) = &served {
+            tracing::debug!(%error, "client connection ended");
+        }
+        served.is_ok()
+    }
+
     async fn serve(&self, client: &mut ServerSession) -> Result<(), pingora_core::BError> {
         let head = client.req_header().clone();
         let name = given_name(&head).unwrap_or_else(|| self.request_name());
@@ -57,8 +76,8 @@ impl Gateway {
         let incoming = Incoming { setup: &setup, tenant, name: &name, head: &head, body };
         match route {
             Route::Inference { generates } => self.inference(&incoming, generates, &mut reply).await,
-            Route::Explain => self.explain(&incoming, &mut reply).await,
-            Route::Models => models::list(self, &incoming, &mut reply).await,
+            Route::Explain => Box::pin(self.explain(&incoming, &mut reply)).await,
+            Route::Models => Box::pin(models::list(self, &incoming, &mut reply)).await,
             Route::Aside | Route::Other | Route::WrongMethod(_) => self.pass(&incoming, &mut reply).await,
         }
     }
@@ -70,36 +89,20 @@ fn given_name(head: &RequestHeader) -> Option<String> {
     (!name.is_empty() && name.len() <= REQUEST_NAME_BYTES_MAX).then(|| name.to_owned())
 }
 
-/// pingora's application: one value for all connections.
-pub struct Proxy(pub Arc<Gateway>);
-
-#[async_trait]
-impl HttpServerApp for Proxy {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut client: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        match client.read_request().await {
-            Ok(true) => {}
-            Ok(false) | Err(_) => return None,
-        }
-        // CONNECT would make a tunnel of a proxy.
-        if client.req_header().method == Method::CONNECT {
-            let _ = client.respond_error(405).await;
-            return None;
-        }
-        client.set_keepalive(if *shutdown.borrow() { None } else { Some(KEEPALIVE_S) });
-        let served = {
-            let _in_flight = self.0.enter();
-            self.0.serve(&mut client).await
-        };
-        if let Err(error) = served {
-            tracing::debug!(%error, "client connection ended");
-            return None;
-        }
+/// Serves a client's connection, request after request, until either side ends it.
+///
+/// The loop is ours and not pingora's `HttpServerApp`, which puts the whole state of a request on the heap anew each time.
+pub async fn connection(gateway: Arc<Gateway>, stream: Stream, stopping: ShutdownWatch) {
+    let mut client = ServerSession::new_http1(stream);
+    // Also how long a new connection may be silent.
+    client.set_keepalive(Some(KEEPALIVE_S));
+    while gateway.next(&mut client, &stopping).await {
         let settings = HttpPersistentSettings::for_session(&client);
-        let stream = client.finish().await.ok().flatten()?;
-        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+        let Ok(Some(stream)) = client.finish().await else { return };
+        let (stream, settings) = ReusedHttpStream::from_reusable_stream(stream, settings).consume();
+        client = ServerSession::new_http1(stream);
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut client);
+        }
     }
 }

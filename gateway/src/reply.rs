@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::header;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use tokio::time::{Sleep, sleep_until};
@@ -105,17 +106,17 @@ impl<'a> Reply<'a> {
     /// # Errors
     /// If the client has left.
     pub async fn begin(&mut self, mut head: ResponseHeader) -> Result<(), pingora_core::BError> {
-        for (name, value) in &self.headers {
-            head.insert_header(*name, value)?;
+        for (name, value) in self.headers.drain(..) {
+            head.insert_header(name, value)?;
         }
         // Without a length or chunks, only a closed connection would end the answer, and a broken one would look the same.
         let bodyless = head.status.is_informational() || matches!(head.status.as_u16(), 204 | 304);
         let http1 = self.client.req_header().version == http::Version::HTTP_11;
-        if http1 && !bodyless && !head.headers.contains_key("content-length") {
+        if http1 && !bodyless && !head.headers.contains_key(header::CONTENT_LENGTH) {
             head.insert_header("transfer-encoding", "chunked")?;
         }
         self.begun = true;
-        let kind = head.headers.get("content-type");
+        let kind = head.headers.get(header::CONTENT_TYPE);
         self.events = kind.is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         self.client.write_response_header(Box::new(head)).await
     }
