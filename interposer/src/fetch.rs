@@ -6,8 +6,8 @@
 //! from there.
 //!
 //! **Invariant:** a copy is answered from here only if its bytes cannot differ from what a copy now would give. The daemon
-//! fetches only while nothing else of the session is queued or running, and the answer counts only until this process posts
-//! the next record of any kind. Memory that another process may write is never fetched.
+//! fetches only while no other stream of the session has an operator queued or running, and the answer counts only until
+//! this process posts the next record of any kind. Memory that another process may write is never fetched.
 //!
 //! **Cost** where the guess is wrong: one copy of at most [`FETCH_BYTES_MAX`] bytes on the device. A stream guesses only
 //! while it is right: [`CREDIT`] wrong guesses in a row end it, one guess that would have been right starts it again.

@@ -422,7 +422,7 @@ impl Core {
         let known = tenant.streams.contains_key(&stream) && tenant.space.resolve(src, dst.len).is_ok();
         let alone = tenant.unordered == 0
             && !self.shares.involves(session)
-            && self.dispatcher.is_alone(StreamKey { session, stream });
+            && self.dispatcher.alone_has_operators(StreamKey { session, stream });
         if known && alone && dst.len > 0 {
             self.transfer(session, Transfer::Out { dst, src }, Some(stream), None);
         }

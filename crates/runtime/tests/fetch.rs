@@ -63,6 +63,26 @@ fn nothing_is_fetched_beside_other_work_or_from_foreign_memory() {
 }
 
 #[test]
+fn a_stream_that_only_waits_changes_no_bytes() {
+    let mut bench = Bench::new(FUNCTIONAL, "passthrough");
+    let s = bench.open();
+    let a = bench.malloc(s, 64);
+    let big = bench.malloc(s, 8 << 20);
+    assert_eq!(bench.write(s, a, &1f32.to_le_bytes()).status, 0);
+    bench.post(s, &Record::StreamCreate { stream: 1, priority: 0, flags: 0 });
+    bench.post(s, &Record::EventCreate { event: 1, flags: 0 });
+    // As torch_npu does with its second stream before attention.
+    for _ in 0..20 {
+        bench.op(s, 0, &add(big, big, big, &[2 << 20]));
+    }
+    bench.post(s, &Record::EventRecord { event: 1, stream: 0 });
+    bench.post(s, &Record::StreamWaitEvent { stream: 1, event: 1 });
+    bench.op(s, 0, &add(a, a, a, &[1]));
+    let (reply, bytes) = fetch(&mut bench, s, a);
+    assert_eq!((reply.status, reply.payload[0], f32::from_le_bytes(bytes)), (0, 1, 2.0));
+}
+
+#[test]
 fn an_error_of_the_stream_comes_first() {
     let mut bench = Bench::new(FUNCTIONAL, "passthrough");
     let s = bench.open();

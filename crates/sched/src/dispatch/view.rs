@@ -35,10 +35,15 @@ impl Dispatcher {
         self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).is_some_and(|s| !s.is_empty())
     }
 
-    /// True if no other stream of the session has anything queued or in flight.
-    pub fn is_alone(&self, key: StreamKey) -> bool {
-        let own = self.keys.get(&key).and_then(|&i| self.streams[i].as_ref()).map_or(0, Stream::len);
-        self.sessions.get(&key.session).is_none_or(|s| s.items == own)
+    /// True if no other stream of the session has an operator queued or in flight. What else may be there (records and waits
+    /// of events, answers) writes nothing.
+    pub fn alone_has_operators(&self, key: StreamKey) -> bool {
+        let Some(session) = self.sessions.get(&key.session) else { return true };
+        let own = self.keys.get(&key).copied();
+        let idle = |index: usize| self.streams[index].as_ref().is_none_or(|s| s.ops().next().is_none());
+        // Most sessions have all their entries on the one stream.
+        let entries = own.and_then(|i| self.streams[i].as_ref()).map_or(0, Stream::len);
+        session.items == entries || session.streams.iter().all(|&index| Some(index) == own || idle(index))
     }
 
     /// The policy in force.
