@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::mock::MockArgs;
 use crate::selftest::SelftestArgs;
 use crate::several::{AbArgs, CompareArgs, SearchArgs};
+use crate::sweep::SweepArgs;
 
 /// Drive an OpenAI-compatible endpoint on an absolute schedule and measure TTFT, TPOT, ITL, E2E latency.
 ///
@@ -41,6 +42,8 @@ pub enum Command {
     },
     /// Print the manual page (roff).
     Man,
+    /// Measure one load after another, rates or concurrencies: one table, one page with latency against load.
+    Sweep(SweepArgs),
     /// Find the highest rate that meets an objective, as an interval.
     Search(SearchArgs),
 }
@@ -213,7 +216,7 @@ pub struct RunArgs {
     /// Where the result goes.
     #[arg(long, visible_alias = "profile-export-file", default_value = "loadgen-result.json")]
     pub result_filename: PathBuf,
-    /// Write one self-contained page with plots (also `search`: the figures of its objective against the rate).
+    /// Write one self-contained page with plots (also `sweep` and `search`: latency against load).
     #[arg(long)]
     pub html: Option<PathBuf>,
     /// Write every request as a line of CSV.

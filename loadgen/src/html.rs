@@ -7,7 +7,6 @@ use crate::measure::{Outcome, Samples};
 use crate::plot::{Plot, Series, Shape};
 use crate::report::{Report, marks};
 use crate::result::About;
-use crate::search::Probe;
 use crate::stats;
 use crate::steady::Steady;
 
@@ -15,8 +14,6 @@ use crate::steady::Steady;
 const CURVE_POINTS: usize = 200;
 /// Stretches that a run is cut into for throughput over time.
 const BINS: usize = 120;
-/// A latency beyond so many times its limit is drawn there, so that the limit stays to be seen.
-const SHOWN_OVER_LIMIT: f64 = 4.0;
 /// Kinds of failure that are named.
 const ERRORS_SHOWN: usize = 20;
 
@@ -28,7 +25,7 @@ h1{font-size:1.35rem;margin:.2rem 0}h2{font-size:1rem;margin:0 0 .5rem}.verdict{
 main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}\
 section{background:var(--card);border:1px solid var(--grid);border-radius:8px;padding:.8rem;min-width:0}.wide{grid-column:1/-1}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}\
-td:first-child,th:first-child{text-align:left}td.words{text-align:left;white-space:normal}th{color:var(--soft);font-weight:500}small{color:var(--soft)}\
+td:first-child,th:first-child{text-align:left}td.words{text-align:left;white-space:normal;min-width:11rem}th{color:var(--soft);font-weight:500}small{color:var(--soft)}\
 svg{width:100%;height:auto;display:block}.grid{stroke:var(--grid);fill:none}.tick,.label{fill:var(--soft);font-size:11px}.label{font-size:12px}\
 @media(max-width:600px){.tick,.label{font-size:18px}}.line{fill:none;stroke-width:1.8}.band{opacity:.18}.dot{opacity:.55}\
 .line.a{stroke:var(--a)}.line.b{stroke:var(--b)}.line.c{stroke:var(--c)}.line.d{stroke:var(--d);stroke-dasharray:5 4}\
@@ -36,75 +33,8 @@ svg{width:100%;height:auto;display:block}.grid{stroke:var(--grid);fill:none}.tic
 .legend{margin:.3rem 0 0;color:var(--soft);font-size:13px}.legend span{margin-right:1em;white-space:nowrap}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}\
 .key.a{background:var(--a)}.key.b{background:var(--b)}.key.c{background:var(--c)}.key.d{background:var(--d)}code{overflow-wrap:anywhere;font-size:13px}";
 
-/// A search's page: each term of the objective against the rate, and throughput.
-pub fn search(objective: &str, found: &str, command: &[String], probes: &[Probe]) -> String {
-    let mut probes = probes.to_vec();
-    probes.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-    let ends = |limit: f64| match (probes.first(), probes.last()) {
-        (Some(first), Some(last)) => vec![(first.rate, limit), (last.rate, limit)],
-        _ => Vec::new(),
-    };
-    let series = |name: &str, class, shape, points| Series { name: name.to_owned(), class, shape, points };
-    let mut labels: Vec<(&str, f64)> = Vec::new();
-    for judged in probes.iter().flat_map(|p| &p.judged) {
-        if !labels.iter().any(|(label, _)| *label == judged.label) {
-            labels.push((&judged.label, judged.limit_ms));
-        }
-    }
-    let mut sections = String::new();
-    for (label, limit) in labels {
-        let points: Vec<(f64, f64)> = probes
-            .iter()
-            .filter_map(|p| {
-                let judged = p.judged.iter().find(|j| j.label == label)?;
-                Some((p.rate, judged.value_ms.min(limit * SHOWN_OVER_LIMIT)))
-            })
-            .collect();
-        let plot = Plot {
-            x: "requests/s asked for",
-            y: "milliseconds",
-            log_x: true,
-            series: vec![
-                series("", 'a', Shape::Line, points.clone()),
-                series("measured", 'a', Shape::Dots, points),
-                series("limit", 'd', Shape::Line, ends(limit)),
-            ],
-        };
-        let _ = write!(
-            sections,
-            "<section><h2>{label} against the rate</h2>{}<p><small>Cut off at {SHOWN_OVER_LIMIT} times the limit.</small></p></section>",
-            plot.svg()
-        );
-    }
-    let points: Vec<(f64, f64)> = probes.iter().map(|p| (p.rate, p.tokens_per_s)).collect();
-    let throughput = Plot {
-        x: "requests/s asked for",
-        y: "output tokens/s",
-        log_x: true,
-        series: vec![series("", 'c', Shape::Line, points.clone()), series("", 'c', Shape::Dots, points)],
-    };
-    let rows: String = probes
-        .iter()
-        .map(|p| {
-            let cells: String = p.judged.iter().map(|j| format!("<td>{} {:.1}</td>", j.label, j.value_ms)).collect();
-            format!("<tr><td>{:.3}</td><td>{}</td>{cells}</tr>", p.rate, if p.met { "met" } else { "missed" })
-        })
-        .collect();
-    let _ = write!(
-        sections,
-        "<section><h2>Throughput against the rate</h2>{}</section><section class=\"wide\"><h2>Probes</h2><div class=\"scroll\"><table><tr><th>requests/s</th><th></th></tr>{rows}</table></div></section><section class=\"wide\"><h2>To repeat it</h2><p><code>{}</code></p></section>",
-        throughput.svg(),
-        escape(&command.join(" "))
-    );
-    format!(
-        "{}<h1>{}</h1><p class=\"verdict\">{}</p><main>{sections}</main></body></html>\n",
-        head("search"),
-        escape(objective),
-        escape(found)
-    )
-}
-
-fn head(title: &str) -> String {
+/// The beginning of a page, up to its body.
+pub(crate) fn head(title: &str) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><link rel=\"icon\" href=\"data:,\"><title>loadgen: {}</title><style>{STYLE}</style></head><body>",
         escape(title)
@@ -285,7 +215,11 @@ fn client(audit: &Audit) -> String {
         .figures()
         .iter()
         .map(|(name, value)| {
-            let value = value.as_f64().map_or_else(|| value.as_str().unwrap_or("-").to_owned(), |v| format!("{v:.3}"));
+            let value = match (value.as_u64(), value.as_f64()) {
+                (Some(whole), _) => whole.to_string(),
+                (None, Some(part)) => format!("{part:.3}"),
+                (None, None) => value.as_str().unwrap_or("-").to_owned(),
+            };
             let name = name.trim_start_matches("client_").replace('_', " ");
             format!("<tr><td>{name}</td><td class=\"words\">{}</td></tr>", escape(&value))
         })
@@ -293,7 +227,8 @@ fn client(audit: &Audit) -> String {
     format!("<div class=\"scroll\"><table>{rows}</table></div>")
 }
 
-fn escape(text: &str) -> String {
+/// Text that may stand in a page.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -319,18 +254,6 @@ mod tests {
         assert!(!page.contains("http") && !page.contains("NaN") && !page.contains("inf "), "{page}");
         assert_eq!(page.matches("<svg").count(), 8);
         assert_eq!(page.matches("<section").count(), page.matches("</section>").count());
-    }
-
-    #[test]
-    fn a_search_shows_its_limits() {
-        let judged = |value_ms| vec![crate::search::Judged { label: "ttft p99".into(), value_ms, limit_ms: 1000.0 }];
-        let probe =
-            |rate, value_ms| Probe { rate, met: value_ms < 1000.0, judged: judged(value_ms), tokens_per_s: rate * 9.0 };
-        let page =
-            search("ttft:p99<1s", "between 2 and 4", &["loadgen".into()], &[probe(4.0, 90_000.0), probe(2.0, 300.0)]);
-        assert_eq!((page.matches("<svg").count(), page.matches("<td>met</td>").count()), (2, 1));
-        assert!(page.contains("ttft:p99&lt;1s") && page.contains("line d") && !page.contains("NaN"));
-        assert!(!search("o", "f", &[], &[]).contains("NaN"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod compare;
 pub mod console;
 pub mod csv;
+pub mod curve;
 pub mod dataset;
 pub mod html;
 pub mod measure;

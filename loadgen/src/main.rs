@@ -6,11 +6,13 @@ mod body;
 mod cli;
 mod clock;
 mod engine;
+mod live;
 mod mock;
 mod plan;
 mod run;
 mod selftest;
 mod several;
+mod sweep;
 
 use std::process::ExitCode;
 
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Some(cli::Command::Compare(args)) => several::compare(args),
         Some(cli::Command::Ab(args)) => several::ab(args),
         Some(cli::Command::Search(args)) => several::search(args),
+        Some(cli::Command::Sweep(args)) => sweep::command(args),
         Some(cli::Command::Completions { shell }) => {
             clap_complete::generate(*shell, &mut cli::Cli::command(), "loadgen", &mut std::io::stdout());
             Ok(0)

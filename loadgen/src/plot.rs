@@ -3,13 +3,17 @@
 use std::fmt::Write;
 
 const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 300.0;
+const HEIGHT: f64 = 318.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
-const TOP: f64 = 12.0;
+/// Room for what is along y, which stands above its numbers: beside them, a phone's larger type would cover them.
+const TOP: f64 = 30.0;
 const BOTTOM: f64 = 42.0;
 /// Most points of one series; more are thinned evenly, first and last kept.
 const POINTS_MAX: usize = 1500;
+
+/// A logarithmic axis with fewer ticks than this takes those of a linear one.
+const TICKS_MIN: usize = 3;
 
 /// How a series is drawn.
 pub enum Shape {
@@ -78,7 +82,11 @@ impl Axis {
             let decades = (self.low.log10().floor() as i32)..=(self.high.log10().ceil() as i32);
             let steps: &[f64] = if decades.clone().count() > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
             let all = decades.flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
-            return all.filter(|t| (self.low..=self.high).contains(t)).collect();
+            let round: Vec<f64> = all.filter(|t| (self.low..=self.high).contains(t)).collect();
+            // A narrow range has hardly any power of ten in it.
+            if round.len() >= TICKS_MIN {
+                return round;
+            }
         }
         let rough = (self.high - self.low) / 5.0;
         let power = 10f64.powf(rough.log10().floor());
@@ -147,11 +155,10 @@ impl Plot<'_> {
         }
         let _ = write!(
             out,
-            "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text><text class=\"label\" transform=\"translate(13 {:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text></svg>",
+            "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text><text class=\"label\" x=\"4\" y=\"16\">{}</text></svg>",
             (LEFT + end) / 2.0,
             HEIGHT - 6.0,
             self.x,
-            (TOP + floor) / 2.0,
             self.y
         );
         out + &self.legend()
@@ -194,6 +201,8 @@ mod tests {
         let axis = |low, high, log| Axis { low, high, log }.ticks();
         assert_eq!(axis(0.0, 10.0, false), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
         assert_eq!(axis(3.0, 60.0, true), [5.0, 10.0, 20.0, 50.0]);
+        let narrow: Vec<String> = axis(7.9, 8.3, true).into_iter().map(short).collect();
+        assert_eq!(narrow, ["7.9", "8", "8.1", "8.2", "8.3"], "no power of ten is in it");
         assert_eq!([0.0, 0.25, 1500.0, 25_000.0, 3e6].map(short), ["0", "0.25", "1500", "25k", "3M"]);
     }
 

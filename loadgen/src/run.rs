@@ -1,6 +1,5 @@
 //! One run: the plan is made ready, sent, measured, audited, reported.
 
-use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +20,7 @@ use crate::cli::RunArgs;
 use crate::engine::connect::Pool;
 use crate::engine::target::{Given, Target};
 use crate::engine::{self, Config, Job, Progress, request};
-use crate::plan;
+use crate::{live, plan};
 
 /// How a run went.
 pub struct Finished {
@@ -132,10 +131,13 @@ pub fn measure(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<(Vec<Outcome>
         engine::run(&target, vec![one], &config, &Arc::default())?;
     }
     let progress = Arc::new(Progress::default());
+    let mut due_ns: Vec<u64> = jobs.iter().map(|j| j.at_ns).collect();
+    due_ns.sort_unstable();
+    let planned = live::Planned { total: plan.len(), due_ns, threads: config.threads };
     let ended = AtomicBool::new(false);
     let run = std::thread::scope(|scope| {
         if !args.no_progress {
-            scope.spawn(|| draw(&progress, plan.len(), &ended));
+            scope.spawn(|| live::draw(&progress, &planned, &ended));
         }
         let run = engine::run(&target, jobs, &config, &progress);
         ended.store(true, Ordering::Release);
@@ -219,36 +221,6 @@ fn first_model(target: &Target) -> anyhow::Result<String> {
 pub async fn get(target: &Target, path: &str) -> anyhow::Result<bytes::Bytes> {
     let pool = Pool::new(target.endpoint.clone());
     request::get(&pool, target.get(path)?).await.map_err(|f| anyhow::anyhow!("{f}"))
-}
-
-/// Draws progress on standard error: in place on a terminal, a line every ten seconds elsewhere.
-fn draw(progress: &Progress, total: usize, ended: &AtomicBool) {
-    let terminal = std::io::stderr().is_terminal();
-    let period = if terminal { 1.0 } else { 10.0 };
-    let began = std::time::Instant::now();
-    let (mut drawn, mut chunks_before) = (began, 0);
-    while !ended.load(Ordering::Acquire) {
-        std::thread::sleep(Duration::from_millis(20));
-        let since = drawn.elapsed().as_secs_f64();
-        if since < period {
-            continue;
-        }
-        drawn = std::time::Instant::now();
-        let (done, sent) = (progress.done.load(Ordering::Relaxed), progress.sent.load(Ordering::Relaxed));
-        let (failed, chunks) = (progress.failed.load(Ordering::Relaxed), progress.chunks.load(Ordering::Relaxed));
-        let chunk_rate = (chunks - chunks_before) as f64 / since;
-        chunks_before = chunks;
-        let line = format!(
-            "{:.0} s: sent {sent} of {total}, {} in flight, {done} done, {failed} failed, {chunk_rate:.0} chunks/s",
-            began.elapsed().as_secs_f64(),
-            sent.saturating_sub(done)
-        );
-        let mut err = std::io::stderr();
-        let _ = if terminal { write!(err, "\r\x1b[K{line}") } else { writeln!(err, "{line}") };
-    }
-    if terminal {
-        eprint!("\r\x1b[K");
-    }
 }
 
 #[cfg(test)]

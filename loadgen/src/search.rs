@@ -14,19 +14,33 @@ struct Term {
     metric: &'static str,
     /// Percentile; `None` is the mean.
     p: Option<f64>,
-    limit_ms: f64,
+    /// `None` in a figure that is shown and not judged.
+    limit_ms: Option<f64>,
 }
 
 /// Metrics that an objective may name.
 const METRICS: [&str; 7] = ["ttft", "ttft_from_send", "tpot", "itl", "token_gap", "e2el", "e2el_from_send"];
 
+/// What is shown of each run where no objective says otherwise.
+const SHOWN: [(&str, f64); 5] = [("ttft", 50.0), ("ttft", 99.0), ("tpot", 50.0), ("tpot", 99.0), ("e2el", 99.0)];
+
 impl Slo {
-    /// Parses `ttft:p99<1s,tpot:p99<50ms`.
-    ///
-    /// # Errors
-    /// A sentence naming the term and what was expected.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        text.split(',').map(Term::parse).collect::<Result<_, _>>().map(Self)
+    /// No objective, only figures to be shown. Where requests are sent as fast as answers come there is no schedule to count
+    /// from, and latencies are `from_send`.
+    pub fn shown(from_send: bool) -> Self {
+        let metric = |name| match (name, from_send) {
+            ("ttft", true) => "ttft_from_send",
+            ("e2el", true) => "e2el_from_send",
+            _ => name,
+        };
+        Self(SHOWN.map(|(name, p)| Term { metric: metric(name), p: Some(p), limit_ms: None }).into())
+    }
+
+    /// This objective, and what else is `shown`.
+    pub fn and(mut self, shown: Self) -> Self {
+        let known = self.0.clone();
+        self.0.extend(shown.0.into_iter().filter(|s| !known.iter().any(|t| (t.metric, t.p) == (s.metric, s.p))));
+        self
     }
 
     /// Each term's figure in `report`; terms that it has no samples for are left out.
@@ -53,7 +67,7 @@ impl Slo {
         if report.failed > 0 || report.completed == 0 {
             return Some(format!("{} requests failed", report.failed));
         }
-        let missed = self.judge(report).into_iter().find(|j| j.value_ms >= j.limit_ms)?;
+        let missed = self.judge(report).into_iter().find(|j| j.limit_ms.is_some_and(|limit| j.value_ms >= limit))?;
         Some(format!("{} {:.1} ms", missed.label, missed.value_ms))
     }
 }
@@ -65,21 +79,8 @@ pub struct Judged {
     pub label: String,
     /// Measured, milliseconds.
     pub value_ms: f64,
-    /// Not reached, milliseconds.
-    pub limit_ms: f64,
-}
-
-/// One probe of a search.
-#[derive(Clone, Debug)]
-pub struct Probe {
-    /// Requests a second.
-    pub rate: f64,
-    /// Whether the objective was met.
-    pub met: bool,
-    /// Each term's figure.
-    pub judged: Vec<Judged>,
-    /// Output tokens a second.
-    pub tokens_per_s: f64,
+    /// Not reached, milliseconds; `None` if it is only shown.
+    pub limit_ms: Option<f64>,
 }
 
 impl Term {
@@ -105,7 +106,7 @@ impl Term {
             (None, None) => return Err(wrong()),
         };
         let limit_ms = number.trim().parse::<f64>().map_err(|_| wrong())? * scale;
-        if limit_ms > 0.0 { Ok(Self { metric, p, limit_ms }) } else { Err(wrong()) }
+        if limit_ms > 0.0 { Ok(Self { metric, p, limit_ms: Some(limit_ms) }) } else { Err(wrong()) }
     }
 }
 
@@ -196,6 +197,12 @@ mod tests {
         assert_eq!(with(1200, 1240, None).unwrap(), "ttft p99 1200.0 ms");
         assert_eq!(with(900, 960, None).unwrap(), "tpot mean 60.0 ms");
         assert_eq!(with(1, 2, Some("no")).unwrap(), "1 requests failed");
+        let labels = |slo: Slo| slo.0.iter().map(|t| (t.metric, t.limit_ms)).collect::<Vec<_>>();
+        let all = labels(Slo::parse("ttft:p99<1s").unwrap().and(Slo::shown(false)));
+        assert_eq!((all.len(), all[0]), (SHOWN.len(), ("ttft", Some(1000.0))), "p99 stands there once, with its limit");
+        assert_eq!(labels(Slo::shown(true))[0], ("ttft_from_send", None));
+        let slow = Outcome { chunks_ns: vec![9_000_000_000], ..Outcome::default() };
+        assert_eq!(Slo::shown(false).missed(&Report::new(&[slow], &Objectives::default())), None);
         for bad in ["ttft", "ttft:p99", "ttft:p99<1", "speed:p99<1s", "ttft:p101<1s", "ttft:p99<-1s"] {
             assert!(Slo::parse(bad).unwrap_err().contains("--slo"), "{bad}");
         }

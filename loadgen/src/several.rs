@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use loadgen::audit;
 use loadgen::compare::{self, Row};
-use loadgen::html;
+use loadgen::curve::{self, Load, Point};
+use loadgen::report::Report;
 use loadgen::result::Saved;
-use loadgen::search::{Probe, Search, Slo};
+use loadgen::search::{Search, Slo};
 use serde_json::{Map, Value, json};
 
 use crate::cli::RunArgs;
@@ -168,12 +169,7 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
         let missed = slo.missed(&finished.report);
         let shown = missed.as_ref().map_or_else(|| "met".into(), |why| format!("missed, {why}"));
         println!("{rate:.3} requests/s: {shown}");
-        probes.push(Probe {
-            rate,
-            met: missed.is_none(),
-            judged: slo.judge(&finished.report),
-            tokens_per_s: finished.report.output_tokens as f64 / finished.report.duration_s.max(1e-9),
-        });
+        probes.push(point(rate, shown, &slo, &finished.report));
         search.tell(missed.is_none());
     }
     let ends = (search.passed, search.missed);
@@ -184,7 +180,7 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
     };
     println!("{}: {found}", args.slo);
     if let Some(path) = &args.run.html {
-        let page = html::search(&args.slo, &found, &run::command_line(), &probes);
+        let page = curve::page(&args.slo, &found, &run::command_line(), Load::Rate, &probes);
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
     write(args.run.json.as_deref(), json!({ "rate_met": ends.0, "rate_missed": ends.1 }))?;
@@ -205,10 +201,25 @@ fn probe(args: &SearchArgs, rate: f64) -> anyhow::Result<run::Finished> {
     run::finish(&run, &plan)
 }
 
+/// A run as a point of a curve.
+pub fn point(load: f64, verdict: String, slo: &Slo, report: &Report) -> Point {
+    let per_s = |n: f64| n / report.duration_s.max(1e-9);
+    Point {
+        load,
+        verdict,
+        judged: slo.judge(report),
+        requests_per_s: per_s(report.completed as f64),
+        tokens_per_s: per_s(report.output_tokens as f64),
+    }
+}
+
 /// Refuses what a command of several runs would not do: results and tables are those of one run.
-fn only(run: &RunArgs, html: bool) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The flag that is not for it.
+pub fn only(run: &RunArgs, html: bool) -> anyhow::Result<()> {
     ensure!(!run.save_result && run.csv.is_none(), "--save-result and --csv are for one run");
-    ensure!(html || run.html.is_none(), "--html is for one run or a search");
+    ensure!(html || run.html.is_none(), "--html is for one run, a sweep or a search");
     ensure!(!run.dry_run, "--dry-run is for one run");
     Ok(())
 }
@@ -229,7 +240,11 @@ fn figures(rows: &[Row]) -> Value {
     Value::Object(out)
 }
 
-fn write(path: Option<&Path>, figures: Value) -> anyhow::Result<()> {
+/// Writes figures, if a file was asked for.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write(path: Option<&Path>, figures: Value) -> anyhow::Result<()> {
     let Some(path) = path else { return Ok(()) };
     std::fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")
         .with_context(|| format!("writing {}", path.display()))

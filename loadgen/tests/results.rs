@@ -135,6 +135,36 @@ fn search_encloses_what_the_server_can_do() {
 }
 
 #[test]
+fn sweep_measures_each_load_by_itself() {
+    // Two at a time, 50 ms each: 40 requests a second.
+    let mock = Mock::start(&["--ttft-ms", "50", "--slots", "2"]);
+    let dir = tempfile::tempdir().unwrap();
+    let (json, page) = (dir.path().join("sweep.json"), dir.path().join("sweep.html"));
+    let sweep = |flags: &[&str]| {
+        let common =
+            ["sweep", "--base-url", &mock.url, "--random-output-len", "1", "--no-progress", "--num-prompts", "40"];
+        let files = ["--json", json.to_str().unwrap(), "--html", page.to_str().unwrap()];
+        let out = loadgen(&[&common[..], &files, &["--pause-seconds", "0.1"], flags].concat());
+        // On a busy machine one of the runs may have been the client's fault.
+        assert!(matches!(out.status.code(), Some(0 | 3)), "{}", text(&out));
+        (text(&out), figures(&json))
+    };
+    let (words, rates) = sweep(&["--request-rates", "10,160", "--slo", "ttft:p50<250ms"]);
+    let slow = number(&rates, "request_rate_10_ttft_p50_ms");
+    let fast = number(&rates, "request_rate_160_ttft_p50_ms");
+    // 40 requests in a quarter of a second take a second: half wait for longer than 250 ms.
+    assert!((50.0..250.0).contains(&slow) && fast > 250.0, "{slow} and {fast} ms\n{words}");
+    assert!(words.contains("CLIENT-LIMITED") || words.contains("missed, ttft p50"), "{words}");
+    let shown = std::fs::read_to_string(&page).unwrap();
+    assert!(shown.contains("ttft p50 against the rate") && shown.contains("line d") && shown.contains("tpot p99"));
+    let (words, at_once) = sweep(&["--concurrencies", "1,8"]);
+    let (one, eight) =
+        (number(&at_once, "max_concurrency_1_e2el_from_send_p50_ms"), "max_concurrency_8_e2el_from_send_p50_ms");
+    assert!(number(&at_once, eight) > 2.0 * one, "eight queue for two places\n{words}");
+    assert!(words.contains("requests at once") && words.contains("ttft_from_send p50"), "{words}");
+}
+
+#[test]
 fn page_table_completions_and_manual_are_written() {
     let mock = Mock::start(&["--ttft-ms", "2", "--itl-ms", "1", "--error-every", "10"]);
     let dir = tempfile::tempdir().unwrap();

@@ -98,10 +98,7 @@ enum Bench {
     /// leaks; or a soak.
     Gateway(bench::gateway::GatewayBench),
     /// The load generator's own error against a mock that knows better, and how much load one core makes.
-    Loadgen {
-        #[command(flatten)]
-        measure: Measure,
-    },
+    Loadgen(bench::loadgen::LoadgenBench),
     /// How often the daemon is right about the phase of a step: the engine with hints and without, torch_npu's generate.
     Phases {
         #[command(flatten)]
@@ -141,7 +138,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             bench::dispatch::run(&measure, experiment, html.as_deref(), trace.as_deref())
         }
         Task::Bench(Bench::DispatchCost { measure }) => bench::dispatch_cost::run(&measure),
-        Task::Bench(Bench::Loadgen { measure }) => bench::loadgen::run(&measure),
+        Task::Bench(Bench::Loadgen(bench)) => bench::loadgen::run(&bench),
         Task::Bench(Bench::Phases { measure, without_torch }) => bench::phases::run(&measure, without_torch),
         Task::Bench(Bench::Torch { measure }) => bench::torch::run(&measure),
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),

@@ -12,12 +12,13 @@ pub mod target;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use hdrhistogram::Histogram;
 use loadgen::audit;
 use loadgen::measure::Outcome;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,6 +33,8 @@ use target::Target;
 const LEAD: Duration = Duration::from_millis(50);
 /// How often a thread looks whether its loop stands still.
 const HEARTBEAT_NS: u64 = 5_000_000;
+/// Longest latency that [`Latencies`] tells from longer ones: an hour.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
 
 /// Why a request failed, in a sentence.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +98,41 @@ pub struct Progress {
     pub failed: AtomicUsize,
     /// Chunks with content in requests that ended.
     pub chunks: AtomicUsize,
+    /// Latencies of requests that ended; locked once a request.
+    pub latencies: Mutex<Latencies>,
+}
+
+/// Latencies for the eye, coarse: results are made of what each request says itself.
+pub struct Latencies {
+    /// From the schedule, microseconds.
+    pub ttft_us: Histogram<u32>,
+    /// Microseconds.
+    pub tpot_us: Histogram<u32>,
+    /// How much later than it could have been a request was sent, at most.
+    pub lag_max_ns: u64,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        let coarse = || Histogram::new_with_max(LATENCY_US_MAX, 2).expect("the bounds are constants that it takes");
+        Self { ttft_us: coarse(), tpot_us: coarse(), lag_max_ns: 0 }
+    }
+}
+
+impl Progress {
+    /// A request has ended.
+    fn ended(&self, outcome: &Outcome) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        self.failed.fetch_add(usize::from(outcome.error.is_some()), Ordering::Relaxed);
+        self.chunks.fetch_add(outcome.chunks_ns.len(), Ordering::Relaxed);
+        let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        latencies.lag_max_ns = latencies.lag_max_ns.max((outcome.own_lag_ms() * 1e6) as u64);
+        if outcome.completed() {
+            let us = |ms: Option<f64>| ms.map(|ms| (ms * 1e3) as u64);
+            us(outcome.ttft_ms()).into_iter().for_each(|us| latencies.ttft_us.saturating_record(us));
+            us(outcome.tpot_ms()).into_iter().for_each(|us| latencies.tpot_us.saturating_record(us));
+        }
+    }
 }
 
 /// How a run is made.

@@ -86,9 +86,7 @@ impl Session {
         if outcome.error.is_some() || outcome.cancelled {
             outcome.output_tokens = outcome.output_tokens.min(outcome.chunks_ns.len() as u32);
         }
-        progress.done.fetch_add(1, Ordering::Relaxed);
-        progress.failed.fetch_add(usize::from(outcome.error.is_some()), Ordering::Relaxed);
-        progress.chunks.fetch_add(outcome.chunks_ns.len(), Ordering::Relaxed);
+        progress.ended(&outcome);
         outcome
     }
 }

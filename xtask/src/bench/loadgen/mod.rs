@@ -1,7 +1,10 @@
 //! `cargo xtask bench loadgen`: the load generator's own error, against a mock that knows better.
 //!
 //! Client and mock have a thread each, so two free cores are what the bars are meant for. Each request's error is what the
-//! client measured less what the mock says happened; on a busy machine both are late and the verdict says so.
+//! client measured less what the mock says happened; on a busy machine both are late and the verdict says so. Other load
+//! generators measure the same mock if they are asked for.
+
+mod rivals;
 
 use std::process::Command;
 
@@ -10,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::Measure;
 use crate::build::{self, Scratch};
 use crate::figures::Figures;
+use rivals::Rival;
 
 /// Bars: figure, at most or at least, value, what it is.
 const BARS: [(&str, bool, f64, &str); 4] = [
@@ -19,9 +23,24 @@ const BARS: [(&str, bool, f64, &str); 4] = [
     ("short_requests_per_s", false, 40_000.0, "short requests a second"),
 ];
 
+/// What to run.
+#[derive(clap::Args)]
+pub struct LoadgenBench {
+    #[command(flatten)]
+    measure: Measure,
+    /// Load generators from PyPI that measure the same mock; installed on first use, which takes minutes (AIPerf 1.2 GB,
+    /// GuideLLM beside the suites' PyTorch).
+    #[arg(long, value_delimiter = ',')]
+    rivals: Vec<Rival>,
+}
+
 /// Runs the benchmark.
-pub fn run(measure: &Measure) -> Result<()> {
+///
+/// # Errors
+/// If a program is missing or a request of the self-test fails.
+pub fn run(bench: &LoadgenBench) -> Result<()> {
     build::programs()?;
+    let measure = &bench.measure;
     let scratch = Scratch::new()?;
     let json = scratch.path().join("selftest.json");
     let mut selftest = Command::new(stack::program_path("loadgen")?);
@@ -29,7 +48,7 @@ pub fn run(measure: &Measure) -> Result<()> {
     if measure.quick {
         selftest.args(["--quick", "--streams", "1,100,1000"]);
     } else {
-        selftest.args(["--streams", "1,10,100,1000,2000,5000,10000"]);
+        selftest.args(["--streams", "1,10,100,1000,2000,3000,4000,5000,6000,8000,10000"]);
     }
     let status = selftest.status().context("starting loadgen")?;
     ensure!(status.success(), "loadgen selftest: requests failed ({status})");
@@ -42,5 +61,7 @@ pub fn run(measure: &Measure) -> Result<()> {
         let sign = if at_most { "≤" } else { "≥" };
         println!("{what:<54} {value:>12.3} {:>12} {}", format!("{sign} {bar}"), if met { "met" } else { "missed" });
     }
+    let streams: &[usize] = if measure.quick { &[1, 100] } else { &[1, 100, 1000] };
+    rivals::run(&bench.rivals, streams, scratch.path(), &mut figures)?;
     figures.write(measure.json.as_deref())
 }
