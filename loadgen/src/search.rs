@@ -43,6 +43,14 @@ impl Slo {
         self
     }
 
+    /// Parses `ttft:p99<1s,tpot:p99<50ms`.
+    ///
+    /// # Errors
+    /// A sentence naming the term and what was expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        text.split(',').map(Term::parse).collect::<Result<_, _>>().map(Self)
+    }
+
     /// Each term's figure in `report`; terms that it has no samples for are left out.
     pub fn judge(&self, report: &Report) -> Vec<Judged> {
         let value = |term: &Term| {

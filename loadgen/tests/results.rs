@@ -156,7 +156,7 @@ fn sweep_measures_each_load_by_itself() {
     assert!((50.0..250.0).contains(&slow) && fast > 250.0, "{slow} and {fast} ms\n{words}");
     assert!(words.contains("CLIENT-LIMITED") || words.contains("missed, ttft p50"), "{words}");
     let shown = std::fs::read_to_string(&page).unwrap();
-    assert!(shown.contains("ttft p50 against the rate") && shown.contains("line d") && shown.contains("tpot p99"));
+    assert!(shown.contains("ttft p50 against the rate") && shown.contains("line d") && shown.contains("e2el p99"));
     let (words, at_once) = sweep(&["--concurrencies", "1,8"]);
     let (one, eight) =
         (number(&at_once, "max_concurrency_1_e2el_from_send_p50_ms"), "max_concurrency_8_e2el_from_send_p50_ms");
