@@ -2,6 +2,8 @@
 //!
 //! The tests themselves stand in `tests/tests/`; each starts the real programs, as built by `cargo build --release`.
 
+pub mod dashboards;
+pub mod metrics;
 pub mod phases;
 pub mod python;
 pub mod reference;

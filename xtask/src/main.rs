@@ -60,7 +60,8 @@ enum Task {
     /// An engine without a model, for `bench gateway`.
     #[command(hide = true)]
     MockEngine(bench::gateway::mock::MockEngine),
-    /// Writes the reference pages under docs/reference/ from the API descriptions under openapi/.
+    /// Writes what is made from other files: the reference pages under docs/reference/ from openapi/ and from the running programs,
+    /// the Grafana dashboards from dashboards/panels.yaml.
     Reference,
     /// Measure something; prints a table.
     #[command(subcommand)]
@@ -124,7 +125,10 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Demo { measure, keep, omega, trace } => demo::run(&measure, keep, omega, trace.as_deref()),
         Task::Test(tests) => test::run(&tests),
         Task::Reference => {
-            for (path, text) in system_tests::reference::pages()? {
+            build::programs()?;
+            let metrics = (build::root().join("docs/reference/metrics.md"), system_tests::metrics::page()?);
+            let pages = system_tests::reference::pages()?.into_iter().chain(system_tests::dashboards::files()?);
+            for (path, text) in pages.chain([metrics]) {
                 std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
                 std::fs::write(path, text)?;
             }
