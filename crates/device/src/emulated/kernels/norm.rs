@@ -17,6 +17,7 @@ use super::{Family, Machine, math, sized};
 /// Operators of this file.
 pub const KERNELS: Family = &[
     (ops::aclnnAddRmsNorm, add_rms_norm),
+    (ops::aclnnAddRmsNormBias, add_rms_norm_bias),
     (ops::aclnnAddRmsNormCast, add_rms_norm_cast),
     (ops::aclnnGemmaRmsNorm, gemma_rms_norm),
     (ops::aclnnInplaceAddRmsNorm, inplace_add_rms_norm),
@@ -40,6 +41,7 @@ fn plain(args: &Args<'_>, machine: &mut Machine, gamma_more: f32) -> Outcome {
         other: None,
         gamma: args.tensor(1)?,
         gamma_more,
+        beta: None,
         epsilon: args.float(2)?,
         y: args.output(3)?,
         wide: None,
@@ -57,11 +59,29 @@ pub fn add_rms_norm(args: &Args<'_>, machine: &mut Machine) -> Outcome {
         other: Some(args.tensor(1)?),
         gamma: args.tensor(2)?,
         gamma_more: 0.0,
+        beta: None,
         epsilon: args.float(3)?,
         y: args.output(4)?,
         wide: None,
         rstd: args.optional_output(5)?,
         sum: Some(args.output(6)?),
+    };
+    operands.run(machine)
+}
+
+/// `x1 x2 gamma betaOptional epsilon → yOut rstdOut xOut`: the same plus beta, an operator of vllm_ascend's own library.
+pub fn add_rms_norm_bias(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let operands = Operands {
+        x: args.tensor(0)?,
+        other: Some(args.tensor(1)?),
+        gamma: args.tensor(2)?,
+        gamma_more: 0.0,
+        beta: args.optional(3)?,
+        epsilon: args.float(4)?,
+        y: args.output(5)?,
+        wide: None,
+        rstd: args.optional_output(6)?,
+        sum: Some(args.output(7)?),
     };
     operands.run(machine)
 }
@@ -73,6 +93,7 @@ pub fn add_rms_norm_cast(args: &Args<'_>, machine: &mut Machine) -> Outcome {
         other: Some(args.tensor(1)?),
         gamma: args.tensor(2)?,
         gamma_more: 0.0,
+        beta: None,
         epsilon: args.float(3)?,
         wide: Some(args.output(4)?),
         y: args.output(5)?,
@@ -90,6 +111,7 @@ pub fn inplace_add_rms_norm(args: &Args<'_>, machine: &mut Machine) -> Outcome {
         other: Some(other),
         gamma: args.tensor(2)?,
         gamma_more: 0.0,
+        beta: None,
         epsilon: args.float(3)?,
         y: x,
         wide: None,
@@ -105,6 +127,8 @@ struct Operands {
     gamma: View,
     /// Added to gamma.
     gamma_more: f32,
+    /// Added to the result, before it is rounded.
+    beta: Option<View>,
     epsilon: f64,
     y: View,
     /// The result once more.
@@ -131,6 +155,10 @@ impl Operands {
             gamma.dims(),
             x.dims()
         );
+        if let Some(beta) = &self.beta {
+            let fits = beta.dims() == gamma.dims() && class(beta.dtype) == Class::Single;
+            ensure!(fits, "betaOptional: {:?} {}, want gamma's shape", beta.dims(), lane::name(beta.dtype));
+        }
         ensure!(y.dims() == x.dims(), "yOut: shape {:?}, want {:?}", y.dims(), x.dims());
         if let Some(wide) = wide {
             let fits = wide.dims() == x.dims() && class(wide.dtype) == Class::Single;
@@ -154,17 +182,22 @@ impl Operands {
 
     fn run(&self, machine: &mut Machine) -> Outcome {
         self.check()?;
-        let Self { x, other, gamma, gamma_more, y, wide, rstd, sum, epsilon } = self;
+        let Self { x, other, gamma, gamma_more, beta, y, wide, rstd, sum, epsilon } = self;
         let lead = self.lead();
         let (width, rows) = (gamma.elements(), x.dims()[..lead].iter().product::<usize>());
         let mut buffer = std::mem::take(&mut machine.scratch.operand);
-        let values = sized(&mut buffer, width.saturating_mul(3).saturating_add(rows))?;
+        let values = sized(&mut buffer, width.saturating_mul(4).saturating_add(rows))?;
         let (gammas, values) = values.split_at_mut(width);
+        let (betas, values) = values.split_at_mut(width);
         let (row, values) = values.split_at_mut(width);
         let (term, rstds) = values.split_at_mut(width);
         let hbm = &mut machine.hbm;
         load(hbm, gamma, gammas)?;
         gammas.iter_mut().for_each(|gamma| *gamma += gamma_more);
+        match beta {
+            Some(beta) => load(hbm, beta, betas)?,
+            None => betas.fill(0.0),
+        }
         for (index, rstd) in rstds.iter_mut().enumerate() {
             let part = |view: &View| leading(view, lead, index);
             load(hbm, &part(x), row)?;
@@ -178,8 +211,8 @@ impl Operands {
             }
             let mean = math::sum_of_squares(row) / width as f32;
             *rstd = 1.0 / (mean + *epsilon as f32).sqrt();
-            for (x, gamma) in row.iter_mut().zip(gammas.iter()) {
-                *x = *x * *rstd * *gamma;
+            for ((x, gamma), beta) in row.iter_mut().zip(gammas.iter()).zip(betas.iter()) {
+                *x = *x * *rstd * *gamma + *beta;
             }
             store(hbm, &part(y), row)?;
             if let Some(wide) = wide {

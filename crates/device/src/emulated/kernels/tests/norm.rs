@@ -99,3 +99,27 @@ fn malformed_norms_are_refused() {
         "x2: type float16, want float32",
     );
 }
+
+#[test]
+fn a_bias_is_added_before_the_result_is_rounded() {
+    let mut noise = Noise::new(31);
+    for (dtype, tolerance) in [(F32, 1e-6), (BF16, 8e-3), (F16, 1e-3)] {
+        let mut lab = Lab::new();
+        let (va, vb, vg, vt) = (noise.values(24), noise.values(24), noise.values(8), noise.values(8));
+        let (a, b) = (lab.tensor(dtype, &[3, 8], &va), lab.tensor(dtype, &[3, 8], &vb));
+        let (gamma, beta) = (lab.tensor(dtype, &[8], &vg), lab.tensor(dtype, &[8], &vt));
+        let (y, sum, rstd) = (lab.room(dtype, &[3, 8]), lab.room(dtype, &[3, 8]), lab.room(F32, &[3, 1]));
+        let rest = [A::F(1e-6), A::T(y), A::T(rstd), A::T(sum)];
+        let with = |beta| [&[A::T(a), A::T(b), A::T(gamma), beta], &rest[..]].concat();
+        lab.ok(ops::aclnnAddRmsNormBias, &with(A::T(beta)));
+        let sums: Vec<f64> = va.iter().zip(&vb).map(|(a, b)| rounded(dtype, (a + b) as f32)).collect();
+        assert_eq!(lab.read(&sum), sums);
+        let (plain, _) = reference(&sums, &vg, 1e-6);
+        let want: Vec<f64> = plain.iter().enumerate().map(|(i, v)| v + vt[i % 8]).collect();
+        close(&lab.read(&y), &want, tolerance);
+        lab.ok(ops::aclnnAddRmsNormBias, &with(A::Null));
+        close(&lab.read(&y), &plain, tolerance);
+        let short = lab.tensor(dtype, &[4], &vt[..4]);
+        lab.refused(ops::aclnnAddRmsNormBias, &with(A::T(short)), "betaOptional");
+    }
+}
