@@ -132,6 +132,7 @@ fn refusal(result: &str) -> Option<(&'static str, &'static str)> {
         "HcclResult" => Some(("i32", "acl_abi::values::HCCL_E_NOT_SUPPORT")),
         // -1 is the undefined member of each of these enumerations, and the failure of an int32_t function.
         "aclDataType" | "aclFormat" | "acltdtTensorType" | "int32_t" => Some(("i32", "-1")),
+        "bool" => Some(("bool", "false")),
         "size_t" => Some(("usize", "0")),
         "uint32_t" => Some(("u32", "0")),
         "uint64_t" => Some(("u64", "0")),
@@ -266,6 +267,9 @@ fn capture(signature: &Signature, i: usize) -> String {
     }
 }
 
+/// Operators whose largest workspace clients ask for before they capture one.
+const MAX_WORKSPACE: [&str; 2] = ["aclnnFusedInferAttentionScoreV3", "aclnnFusedInferAttentionScoreV4"];
+
 /// Both phases of every emulated operator.
 fn operators() -> String {
     let mut code = String::new();
@@ -288,6 +292,15 @@ fn operators() -> String {
              second_phase(ops::{name}, \"{name}\", executor, stream)\n}}",
         )
         .unwrap();
+        if MAX_WORKSPACE.contains(&name) {
+            writeln!(
+                code,
+                "/// As phase one of `{name}`; the largest workspace is none too.\n#[unsafe(no_mangle)]\n\
+                 pub extern \"C\" fn {name}GetMaxWorkspaceSize({params}) -> i32 {{\n    \
+                 first_phase(ops::{name}, \"{name}GetMaxWorkspaceSize\", workspace_size, executor, |c| {{ {body}Ok(()) }})\n}}",
+            )
+            .unwrap();
+        }
     }
     code
 }

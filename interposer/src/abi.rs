@@ -79,6 +79,14 @@ impl Out<c_char> {
     /// # Errors
     /// [`Failure::null`], naming the parameter, and for no room at all.
     pub fn set_text(self, parameter: &str, text: &str, room: usize) -> Result<(), Failure> {
+        self.set_bytes(parameter, text.as_bytes(), room)
+    }
+
+    /// The same for bytes that need not be UTF-8.
+    ///
+    /// # Errors
+    /// As [`Out::set_text`].
+    pub fn set_bytes(self, parameter: &str, text: &[u8], room: usize) -> Result<(), Failure> {
         self.check(parameter)?;
         if room == 0 {
             return Err(Failure::invalid(format!("parameter {parameter}: no room for a string")));

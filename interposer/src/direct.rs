@@ -3,13 +3,24 @@
 //! The passthrough that the daemon's overhead is measured against, and the way to run without a daemon. Everything but
 //! the socket is the same code.
 
+use std::ffi::CString;
+
 use acl_abi::values as acl;
 use device::{DeviceSpec, Emulated};
 use runtime::{DeviceHandle, DeviceLoop, Limits};
-use sched::{PolicyConfig, SessionParams};
+use sched::{PolicyConfig, Profile, SessionParams};
 use session::{Client, DeviceFacts, Doorbell, Layout};
 
+use crate::config::{Config, Mode};
 use crate::error::Failure;
+
+/// Name of a hosted device that has not been started; `None` if it is no device of ours, which starting it will explain.
+pub fn soc_name(config: &Config, device: u32) -> Option<CString> {
+    let Mode::Direct { specs, .. } = &config.mode else { return None };
+    let spec: DeviceSpec = specs.get(device as usize)?.parse().ok()?;
+    Profile::by_soc_name(&spec.soc_name)?;
+    CString::new(spec.soc_name).ok()
+}
 
 /// A hosted device; dropping it ends its dispatch thread.
 pub struct Direct {

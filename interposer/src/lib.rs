@@ -7,6 +7,7 @@
 //! - [`api`]: the functions written by hand. `operators`: both phases of every operator, generated from the signature table.
 //!   [`stub`]: refusals for what clients need in order to load. [`entry`]: the funnel around all of them.
 //! - [`process`]: the state of one process; [`link`]: one session; [`handle`]: what clients hold instead of pointers.
+//! - [`atb`]: the C++ library beside the operators.
 //! - [`executor`], [`copy`], [`fetch`], [`stream`], [`event`], [`hints`], [`host_calls`], [`callbacks`], [`capture`], [`graph`]: what
 //!   calls do.
 //!
@@ -19,13 +20,14 @@
 //! round trip; locks are process-private. `cargo run --release -p interposer --example overhead` measures it.
 //!
 //! This crate opts out of the workspace's `unsafe` ban because it is an ABI boundary. Dereferences of callers' pointers stand
-//! in [`abi`] and [`copy`]; the rest of the unsafe blocks are `malloc`, `poll` and the fork handler.
+//! in [`abi`], [`atb`] and [`copy`]; the rest of the unsafe blocks are `malloc`, `poll` and the fork handler.
 
 // The C ABI has C's names; arguments are opaque pointers that nothing here dereferences.
 #![allow(clippy::not_unsafe_ptr_arg_deref)]
 
 pub mod abi;
 pub mod api;
+pub mod atb;
 pub mod callbacks;
 pub mod capture;
 pub mod config;

@@ -319,8 +319,18 @@ impl Process {
     /// # Errors
     /// What kept the session from opening.
     pub fn soc_name(&self, device: u32) -> Result<&std::ffi::CStr, Failure> {
-        self.link(device)?;
-        let name = self.slots[device as usize].soc_name.get();
+        let device = self.check_device(i64::from(device))?;
+        let slot = &self.slots[device as usize];
+        // Constructors of libraries ask for the name while the loader's lock is held; a device that this process hosts could not
+        // start its thread then, and its spec says the name.
+        if slot.soc_name.get().is_none()
+            && let Some(name) = crate::direct::soc_name(self.config()?, device)
+        {
+            let _ = slot.soc_name.set(name);
+        } else {
+            self.link(device)?;
+        }
+        let name = slot.soc_name.get();
         Ok(name.map_or(c"", |name| name))
     }
 

@@ -4,6 +4,7 @@
 //! What a parameter means is said once, in the AscendCL reference; the comments here say what is particular to a virtual NPU.
 #![allow(non_snake_case)]
 
+pub mod atb;
 pub mod batch;
 pub mod callback;
 pub mod context;
@@ -11,6 +12,7 @@ pub mod descriptors;
 pub mod device;
 pub mod event;
 pub mod graph;
+pub mod host;
 pub mod init;
 pub mod ipc;
 pub mod memory;
