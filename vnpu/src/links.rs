@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 /// What applications link against or `dlopen`. None of the clients seen asks for a versioned name.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 24] = [
     "libascendcl.so",
     "libopapi.so",
     "libnnopbase.so",
@@ -24,6 +24,18 @@ pub const NAMES: [&str; 13] = [
     "libge_common.so",
     "libprofapi.so",
     "libmsprofiler.so",
+    // What vllm_ascend's extension and torch_npu's ATB plugin name beside them.
+    "libatb.so",
+    "libcust_opapi.so",
+    "libregister.so",
+    "libplatform.so",
+    "libascendalog.so",
+    "liberror_manager.so",
+    "libge_common_base.so",
+    "libunified_dlog.so",
+    "libmmpa.so",
+    "libascend_dump.so",
+    "libc_sec.so",
 ];
 
 /// The directory that `vnpu run` uses unless told otherwise.

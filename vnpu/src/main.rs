@@ -10,6 +10,7 @@ mod admin;
 mod library;
 mod links;
 mod policy;
+mod python;
 mod record;
 mod run;
 mod tables;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
 
 fn libs(dir: &std::path::Path) -> anyhow::Result<()> {
     links::refresh(&library::find()?, dir)?;
+    python::refresh(&dir.join(python::DIR))?;
     print(&format!("{}\n", dir.canonicalize()?.display()))
 }
 

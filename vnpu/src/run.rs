@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use crate::{library, links};
+use crate::{library, links, python};
 
 /// Arguments of `vnpu run`.
 #[derive(Debug, Args)]
@@ -62,6 +62,7 @@ impl Run {
         let library = library::find()?;
         let dir = self.libs_dir.clone().unwrap_or_else(|| links::default_dir(&library));
         links::refresh(&library, &dir)?;
+        python::refresh(&dir.join(python::DIR))?;
         let dir = dir.canonicalize()?;
         let (program, arguments) = self.command.split_first().context("no command")?;
         let mut command = Command::new(program);
@@ -73,6 +74,7 @@ impl Run {
             };
         }
         command.env("LD_LIBRARY_PATH", first(&dir, std::env::var_os("LD_LIBRARY_PATH")));
+        command.env("PYTHONPATH", last(&dir.join(python::DIR), std::env::var_os("PYTHONPATH")));
         Ok(command)
     }
 
@@ -143,6 +145,18 @@ fn first(dir: &Path, rest: Option<OsString>) -> OsString {
         out.push(rest);
     }
     out
+}
+
+/// `dir` behind whatever the variable holds: modules of the user's own come first.
+fn last(dir: &Path, rest: Option<OsString>) -> OsString {
+    match rest.filter(|r| !r.is_empty()) {
+        Some(mut out) => {
+            out.push(":");
+            out.push(dir);
+            out
+        }
+        None => dir.as_os_str().to_owned(),
+    }
 }
 
 fn status(error: &Error) -> u8 {
@@ -216,9 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn directory_goes_first() {
+    fn libraries_go_first_and_modules_last() {
         assert_eq!(first(Path::new("/d"), Some("/a:/b".into())), "/d:/a:/b");
         assert_eq!(first(Path::new("/d"), Some("".into())), "/d");
         assert_eq!(first(Path::new("/d"), None), "/d");
+        assert_eq!(last(Path::new("/d"), Some("/a:/b".into())), "/a:/b:/d");
+        assert_eq!(last(Path::new("/d"), None), "/d");
     }
 }

@@ -31,18 +31,18 @@ fn works(arguments: &[&str]) -> String {
     text(&out.stdout)
 }
 
-/// Compiles the C application against the links in `libs`.
-fn compile(libs: &Path, program: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/program.c");
-    let status = Command::new("cc")
+/// Compiles the application in file `source` against the links in `libs`.
+fn compile(compiler: &str, source: &str, libs: &Path, program: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
+    let status = Command::new(compiler)
         .args(["-O1", "-Wall", "-Werror", "-o"])
         .arg(program)
         .arg(source)
         .arg(format!("-L{}", libs.display()))
-        .args(["-lascendcl", "-lopapi", "-lm"])
+        .args(["-lascendcl", "-lopapi", "-latb", "-lm"])
         .status()
-        .expect("a C compiler is installed");
-    assert!(status.success(), "cc");
+        .expect("a compiler is installed");
+    assert!(status.success(), "{compiler}");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn c_application_runs_unchanged() {
     let (libs, program) = (dir.path().join("libs"), dir.path().join("program"));
     let libs_text = libs.to_str().unwrap();
     assert_eq!(works(&["libs", "--dir", libs_text]).trim(), libs.canonicalize().unwrap().to_str().unwrap());
-    compile(&libs, &program);
+    compile("cc", "program.c", &libs, &program);
     let alone = Command::new(&program).env_remove("LD_LIBRARY_PATH").output().unwrap();
     assert!(!alone.status.success(), "without vnpu its libraries do not exist");
     let run = ["run", "--direct", "Ascend910B3:functional:hbm=1", "--libs-dir", libs_text, "--"];
@@ -62,6 +62,18 @@ fn c_application_runs_unchanged() {
     let out = vnpu(&["run", "--direct", "NoSuchChip", "--libs-dir", libs_text, "--", program.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("NoSuchChip"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn operations_of_the_cpp_library_are_computed_or_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (libs, program) = (dir.path().join("libs"), dir.path().join("program"));
+    let libs_text = libs.to_str().unwrap();
+    works(&["libs", "--dir", libs_text]);
+    compile("c++", "atb.cpp", &libs, &program);
+    let run = ["run", "--direct", "Ascend910B3:functional:hbm=1", "--log", "off", "--libs-dir", libs_text, "--"];
+    let out = vnpu(&[&run[..], &[program.to_str().unwrap()]].concat());
+    assert_eq!((text(&out.stdout).as_str(), out.status.code()), ("computed\n", Some(0)), "{}", text(&out.stderr));
 }
 
 #[test]
@@ -119,6 +131,29 @@ fn the_command_sees_the_library_first() {
 }
 
 #[test]
+fn python_finds_the_memcpy_of_pyacl_and_the_plugin() {
+    let dir = tempfile::tempdir().unwrap();
+    let libs = dir.path().join("libs");
+    let script = "
+import ctypes, importlib.metadata, acl
+library = ctypes.CDLL('libascendcl.so')
+assert library.aclInit(None) == 0 and library.aclrtSetDevice(0) == 0
+device = ctypes.c_void_p()
+assert library.aclrtMalloc(ctypes.byref(device), ctypes.c_size_t(8), 0) == 0
+there, back = ctypes.create_string_buffer(b'flexnpu', 8), ctypes.create_string_buffer(8)
+assert acl.rt.memcpy(device.value, 8, ctypes.addressof(there), 8, 1) == 0
+assert acl.rt.memcpy(ctypes.addressof(back), 8, device.value, 8, 2) == 0
+assert acl.rt.memcpy(ctypes.addressof(back), 4, device.value, 8, 2) != 0, 'more than there is room for'
+print(back.value.decode(), hasattr(acl.rt, 'malloc'))
+print(*importlib.metadata.entry_points(group='vllm.general_plugins'))
+";
+    let run = ["run", "--direct", "Ascend910B3:functional:hbm=1", "--libs-dir", libs.to_str().unwrap(), "--"];
+    let out = works(&[&run[..], &["python3", "-c", script]].concat());
+    assert!(out.starts_with("flexnpu False\n"), "{out}");
+    assert!(out.contains("flexnpu_vllm:register"), "{out}");
+}
+
+#[test]
 fn functions_tell_of_the_library_that_is_there() {
     let all: serde_json::Value = serde_json::from_str(&works(&["functions", "--json"])).unwrap();
     let row =
@@ -126,6 +161,8 @@ fn functions_tell_of_the_library_that_is_there() {
     assert_eq!(row("aclrtMalloc")["supported"], true);
     assert!(row("aclrtMalloc")["used_by"].to_string().contains("llama.cpp:link"));
     assert_eq!(row("aclmdlLoadFromFile")["state"], "refused");
+    assert_eq!(row("_ZN3atb13CreateContextEPPNS_7ContextE")["supported"], true);
+    assert_eq!(row("_ZN2fe19PlatformInfoManager8InstanceEv")["state"], "refused");
     assert_eq!(row("aclrtMallocHostWithCfg")["state"], "absent");
     let text = works(&["functions", "--supported"]);
     assert!(text.contains("aclrtMemcpyAsync") && !text.contains("aclmdlLoadFromFile"), "{text}");
