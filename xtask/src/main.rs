@@ -9,6 +9,7 @@ mod demo;
 mod figures;
 mod test;
 mod torch;
+mod vllm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

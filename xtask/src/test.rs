@@ -10,18 +10,21 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build, clients, torch};
+use crate::{build, clients, torch, vllm};
 
 /// What to run.
 #[derive(clap::Args)]
 pub struct Tests {
-    /// Only tests whose name contains this; with --torch, only suites.
+    /// Only tests whose name contains this; with --torch or --vllm, only suites.
     filter: Option<String>,
     /// Only PyTorch and torch_npu, as published, on virtual NPUs: every suite, on two versions.
     #[arg(long)]
     torch: bool,
-    /// Only clients of the gateway that take long to install: litellm, and guidellm as load.
+    /// Only vLLM and vllm_ascend, as published, on virtual NPUs: 4 GB are installed first.
     #[arg(long, conflicts_with = "torch")]
+    vllm: bool,
+    /// Only clients of the gateway that take long to install: litellm, and guidellm as load.
+    #[arg(long, conflicts_with_all = ["torch", "vllm"])]
     clients: bool,
 }
 
@@ -54,6 +57,10 @@ pub fn run(tests: &Tests) -> Result<()> {
     let mut tally = Tally::default();
     if tests.clients {
         tally += clients::run()?;
+    } else if tests.vllm {
+        println!("── programs");
+        build::programs()?;
+        tally += vllm::run(filter.unwrap_or_default())?;
     } else if tests.torch {
         println!("── programs");
         build::programs()?;

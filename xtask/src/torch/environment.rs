@@ -52,22 +52,33 @@ impl Environment {
 /// # Errors
 /// If it cannot be made.
 pub fn ready(version: &'static str) -> Result<Environment> {
-    let dir = build::root().join("target/python").join(format!("torch-{version}"));
+    let wheels = [format!("torch=={version}"), format!("torch_npu=={version}")];
+    let python = made(&format!("torch-{version}"), &wheels, &["-r"], REQUIREMENTS)?;
+    Ok(Environment { version, python })
+}
+
+/// The interpreter of the environment of this name, made if need be: `wheels` without dependencies, then the packages that a file of
+/// the repository lists (`how` are pip's options before it), then the stand-ins.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn made(name: &str, wheels: &[String], how: &[&str], requirements: &str) -> Result<PathBuf> {
+    let dir = build::root().join("target/python").join(name);
     let (python, stamp) = (dir.join("bin/python"), dir.join("installed.txt"));
-    let requirements = build::root().join(REQUIREMENTS);
-    let packages = std::fs::read_to_string(&requirements).with_context(|| REQUIREMENTS.to_owned())?;
-    let wanted = format!("layout {LAYOUT}\ntorch=={version}\ntorch_npu=={version}\n{packages}");
+    let file = build::root().join(requirements);
+    let packages = std::fs::read_to_string(&file).with_context(|| requirements.to_owned())?;
+    let wanted = format!("layout {LAYOUT}\n{}\n{packages}", wheels.join("\n"));
     if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
-        println!("torch {version} and torch_npu {version} from PyPI into {}", dir.display());
+        println!("{} from PyPI into {}", wheels.join(", "), dir.display());
         run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir))?;
-        pip(&python, &["--no-deps", &format!("torch=={version}"), &format!("torch_npu=={version}")])?;
-        pip(&python, &["-r", &requirements.display().to_string()])?;
-        let site_packages = site_packages(&python)?;
-        standins::make(&site_packages)?;
+        let wheels: Vec<&str> = std::iter::once("--no-deps").chain(wheels.iter().map(String::as_str)).collect();
+        pip(&python, &wheels)?;
+        pip(&python, &[how, &[&file.display().to_string()]].concat())?;
+        standins::make(&site_packages(&python)?)?;
         std::fs::write(stamp, wanted)?;
     }
     super::say_what_stands_in(&python)?;
-    Ok(Environment { version, python })
+    Ok(python)
 }
 
 fn pip(python: &Path, arguments: &[&str]) -> Result<()> {

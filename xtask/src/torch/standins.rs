@@ -13,10 +13,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::needs::{self, Symbol};
+use super::needs::{self, Needs, Symbol};
 
 /// How names of NVIDIA's libraries begin.
 const NVIDIA: [&str; 3] = ["libcu", "libnv", "libnccl"];
+/// Where packages that are built on PyTorch keep their libraries.
+const BESIDE: [&str; 2] = ["torchvision", "torchaudio/lib"];
 /// What says which libraries are stand-ins, beside them.
 const LIST: &str = "nvidia/STAND-INS.txt";
 /// How a library's line in the list begins.
@@ -59,7 +61,7 @@ pub fn make(site_packages: &Path) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    for symbol in all.iter().flat_map(|n| &n.symbols) {
+    for symbol in all.iter().chain(&beside(site_packages)?).flat_map(|n| &n.symbols) {
         if let Some((library, tag)) = owner(symbol, missing.keys()) {
             let list = missing.entry(library).or_default().symbols.entry(tag).or_default();
             if !list.contains(symbol) {
@@ -77,6 +79,22 @@ pub fn make(site_packages: &Path) -> Result<()> {
         let _ = writeln!(list, "{LISTED}{place}/{name}");
     }
     std::fs::write(site_packages.join(LIST), list).context(LIST)
+}
+
+/// What packages that are built on PyTorch need, of those that are there: they name symbols of the same libraries.
+fn beside(site_packages: &Path) -> Result<Vec<Needs>> {
+    let mut needs = Vec::new();
+    for dir in BESIDE {
+        let dir = site_packages.join(dir);
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        for entry in entries {
+            let path = entry.with_context(|| dir.display().to_string())?.path();
+            if path.extension().is_some_and(|e| e == "so") {
+                needs.push(needs::of(&path)?);
+            }
+        }
+    }
+    Ok(needs)
 }
 
 /// The stand-ins that [`make`] made in `site_packages`, relative to it.
@@ -240,6 +258,13 @@ mod tests {
             std::fs::remove_file(lib.join(name)).unwrap();
         }
         let before = std::fs::read(&real).unwrap();
+        // A package beside PyTorch names one more symbol of a library.
+        let beside = dir.path().join("torchvision");
+        std::fs::create_dir_all(&beside).unwrap();
+        std::fs::write(beside.join("b.c"), "int ncclMore(void); int more(void) { return ncclMore(); }").unwrap();
+        let mut command = Command::new("cc");
+        command.args(["-shared", "-fPIC", "-o", "_C.so", "b.c"]).current_dir(&beside);
+        assert!(command.status().unwrap().success());
         make(dir.path()).unwrap();
         let both = ["nvidia/a/lib/libcudart.so.12", "nvidia/a/lib/libnccl.so.2"];
         assert_eq!(made(dir.path()).unwrap(), both);
@@ -247,6 +272,8 @@ mod tests {
         let check = "import ctypes, sys; n = ctypes.c_int(7); l = ctypes.CDLL(sys.argv[1]); print(l.use(ctypes.byref(n)), n.value)";
         let out = Command::new("python3").args(["-c", check]).arg(lib.join("libtorch_python.so")).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout), "200 0\n", "{}", String::from_utf8_lossy(&out.stderr));
+        let symbols = Command::new("nm").args(["-D", "--defined-only"]).arg(dir.path().join(both[1])).output().unwrap();
+        assert!(String::from_utf8_lossy(&symbols.stdout).contains(" ncclMore"), "what a package beside PyTorch names");
         make(dir.path()).unwrap();
         assert_eq!(made(dir.path()).unwrap(), both, "a second time there is nothing left to make");
     }

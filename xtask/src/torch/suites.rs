@@ -117,7 +117,7 @@ fn one(suite: &Suite, environment: &Environment, daemons: &[Daemon]) -> Result<T
 }
 
 /// A suite has ended: the daemons hold nothing of it.
-fn nothing_left(daemons: &[Daemon]) -> Result<Tally> {
+pub fn nothing_left(daemons: &[Daemon]) -> Result<Tally> {
     let deadline = Instant::now() + FORGET_TIME_MAX;
     for daemon in daemons {
         loop {
