@@ -3,6 +3,9 @@
 //! Pure. Only whole events are passed on, so that whatever is said after an engine's death begins at an event's boundary.
 //! Each goes through byte for byte, unless it carries usage that the client did not ask for.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use openai::{Chunk, Usage};
 use sse::{Splitter, TooLarge};
 
@@ -50,29 +53,31 @@ impl Events {
             seen.done |= chunk.done;
             seen.error |= chunk.error;
             *usage = chunk.usage.or(*usage);
-            if !hide || !chunk.has_usage {
-                out.extend_from_slice(event);
-            } else if !chunk.no_choices {
-                match openai::hide_usage(&data) {
-                    Some(rest) => replace(event, &data, &rest, out),
-                    None => out.extend_from_slice(event),
-                }
+            match chunk.usage_member.filter(|_| hide) {
+                None => out.extend_from_slice(event),
+                Some(_) if chunk.no_choices => {}
+                Some(member) => without(event, data, member, out),
             }
         })?;
         Ok(seen)
     }
 }
 
-/// Writes `event` with its data replaced. Data over several lines becomes one line.
-fn replace(event: &[u8], data: &[u8], with: &[u8], out: &mut Vec<u8>) {
-    if let Some(at) = event.windows(data.len()).position(|w| w == data) {
-        out.extend_from_slice(&event[..at]);
-        out.extend_from_slice(with);
-        out.extend_from_slice(&event[at + data.len()..]);
-    } else {
-        out.extend_from_slice(b"data: ");
-        out.extend(with.iter().map(|&b| if b == b'\n' { b' ' } else { b }));
-        out.extend_from_slice(b"\n\n");
+/// Writes `event` without the bytes `member` of its data. Data over several lines becomes one line.
+fn without(event: &[u8], data: Cow<'_, [u8]>, member: Range<usize>, out: &mut Vec<u8>) {
+    match data {
+        Cow::Borrowed(data) => {
+            // Borrowed data is a slice of its event.
+            let at = data.as_ptr() as usize - event.as_ptr() as usize;
+            out.extend_from_slice(&event[..at + member.start]);
+            out.extend_from_slice(&event[at + member.end..]);
+        }
+        Cow::Owned(data) => {
+            let rest = data[..member.start].iter().chain(&data[member.end..]);
+            out.extend_from_slice(b"data: ");
+            out.extend(rest.map(|&b| if b == b'\n' { b' ' } else { b }));
+            out.extend_from_slice(b"\n\n");
+        }
     }
 }
 

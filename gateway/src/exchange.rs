@@ -76,7 +76,8 @@ pub struct Outgoing<'a> {
 }
 
 impl Gateway {
-    /// Sends a request to `engine` and passes the answer on. True if the answer was a success and whole.
+    /// Sends a request to `engine`, over an idle connection if there is one and no `fresh` one is wanted, and passes the answer
+    /// on. True if the answer was a success and whole.
     ///
     /// # Errors
     /// Why it stopped.
@@ -87,8 +88,10 @@ impl Gateway {
         reply: &mut Reply<'_>,
         timers: &mut Timers,
         mut tracked: Option<&mut Tracked<'_>>,
+        fresh: bool,
     ) -> Result<bool, Stop> {
-        let (mut session, reused) = match self.connections.idle(&engine.peer) {
+        let idle = if fresh { None } else { self.connections.idle(&engine.peer) };
+        let (mut session, reused) = match idle {
             Some(session) => (session, true),
             None => {
                 // Seldom, and large: on the heap, so that not every request carries room for it.

@@ -18,7 +18,6 @@ use crate::identity::Tenant;
 use crate::phase::End;
 use crate::reply::{Interrupted, Reply};
 use crate::request::{Incoming, Summary, demand};
-use crate::route::Route;
 use crate::timers::Timers;
 use crate::tokens;
 use crate::tracked::Tracked;
@@ -145,10 +144,10 @@ impl Gateway {
             }
             let outgoing = outgoing(incoming, peek, &engine, tracked.trace_headers());
             let mut timers = timers.sent(timeouts, Instant::now());
-            let result = self.try_engine(&engine, &outgoing, reply, &mut timers, Some(tracked), true).await;
-            let (failure, failed) = match result {
-                Err(Stop::NotReached) => (Failure::EngineUnreachable, true),
-                Err(Stop::BeforeAnswer { stale }) => (Failure::EngineFailed, !stale),
+            let result = self.try_engine(&engine, &outgoing, reply, &mut timers, Some(tracked)).await;
+            let failure = match result {
+                Err(Stop::NotReached) => Failure::EngineUnreachable,
+                Err(Stop::BeforeAnswer { .. }) => Failure::EngineFailed,
                 other => {
                     match &other {
                         Ok(_) => engine.succeeded(&self.admitter),
@@ -159,11 +158,9 @@ impl Gateway {
                     return other;
                 }
             };
-            if failed {
-                engine.failed(&self.admitter);
-                failed_engines = failed_engines.with(engine.index);
-                request.eligible = request.eligible.without(failed_engines);
-            }
+            engine.failed(&self.admitter);
+            failed_engines = failed_engines.with(engine.index);
+            request.eligible = request.eligible.without(failed_engines);
             if retries_left == 0 || request.eligible.is_empty() {
                 return Err(Stop::Failed(failure));
             }
@@ -173,7 +170,8 @@ impl Gateway {
         }
     }
 
-    /// One attempt; connections that had gone stale are replaced by fresh ones of the same engine.
+    /// One attempt. If the engine closes a connection that had been idle without a word of an answer, it has most likely done so
+    /// before it saw the request: that is sent once more, over a new connection, whatever it asks for.
     async fn try_engine(
         &self,
         engine: &Engine,
@@ -181,13 +179,12 @@ impl Gateway {
         reply: &mut Reply<'_>,
         timers: &mut Timers,
         mut tracked: Option<&mut Tracked<'_>>,
-        repeatable: bool,
     ) -> Result<bool, Stop> {
-        loop {
-            let result = self.exchange(engine, outgoing, reply, timers, tracked.as_deref_mut()).await;
-            let (Err(Stop::BeforeAnswer { stale: true }), true) = (&result, repeatable) else { return result };
-            self.metrics.retries.inc();
-        }
+        let first = self.exchange(engine, outgoing, reply, timers, tracked.as_deref_mut(), false).await;
+        let Err(Stop::BeforeAnswer { stale: true }) = &first else { return first };
+        self.metrics.retries.inc();
+        // Seldom: on the heap, so that not every request carries room for it.
+        Box::pin(self.exchange(engine, outgoing, reply, timers, tracked, true)).await
     }
 
     fn understand<'a>(&self, incoming: &'a Incoming<'_>, generates: bool) -> Result<Understood<'a>, Failure> {
@@ -306,13 +303,12 @@ impl Gateway {
         } else {
             Failure::EngineUnreachable
         };
-        let repeatable = head.method.is_safe() || Route::of(&head.method, head.uri.path()) == Route::Aside;
         let body = if body.is_empty() { Vec::new() } else { vec![body.clone()] };
         let outgoing =
             Outgoing { head, body, hide_usage: false, keyed: setup.tenants.keyed(), trace: HeaderMap::new() };
         for engine in eligible.iter().map(|e| setup.engines.at(e)).filter(|e| e.is_open()) {
             let mut timers = Timers::new(&setup.config.timeouts, false, Instant::now());
-            match self.try_engine(engine, &outgoing, reply, &mut timers, None, repeatable).await {
+            match self.try_engine(engine, &outgoing, reply, &mut timers, None).await {
                 Ok(_) => return Ok(()),
                 Err(Stop::ClientLeft) => {
                     reply.leave().await;

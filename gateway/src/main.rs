@@ -134,6 +134,7 @@ fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| "warn".into());
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    raise_descriptors();
     let threads = usize::from(args.threads);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
@@ -210,6 +211,19 @@ async fn run(args: Args, config: config::Config) -> anyhow::Result<()> {
         stopped.await?;
     }
     Ok(())
+}
+
+/// A stream takes two descriptors, and the usual limit of 1024 is soft: raises it as far as the system allows.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        Ok(()) => tracing::info!(from = ?limit.current, to = ?limit.maximum, "limit on open files raised"),
+        Err(error) => tracing::warn!(%error, limit = ?limit.current, "cannot raise the limit on open files"),
+    }
 }
 
 async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

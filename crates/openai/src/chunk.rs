@@ -1,7 +1,10 @@
 //! One event of a streamed answer: does it carry tokens, usage, an error, the end?
+//!
+//! Each event is read once, without a copy: this is what a token costs beside the kernel's work.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -10,14 +13,14 @@ use crate::object;
 use crate::usage::Usage;
 
 /// Facts of one event's data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chunk {
     /// Choices that got text (or a tool call's arguments) by it: one token each, as engines stream.
     pub tokens: u32,
     /// What it cost so far.
     pub usage: Option<Usage>,
-    /// It has a member `usage`, null or not.
-    pub has_usage: bool,
+    /// What to leave out of the data to hide its member `usage`, null or not; every other byte stays.
+    pub usage_member: Option<Range<usize>>,
     /// It has an empty list of choices.
     pub no_choices: bool,
     /// The engine reports a failure.
@@ -43,11 +46,11 @@ impl Chunk {
         if data.trim_ascii() == b"[DONE]" {
             return Self { done: true, ..Self::default() };
         }
-        let Ok(members) = serde_json::from_slice::<Members<'_>>(data) else { return Self::default() };
+        let Ok(members) = object::read::<Members<'_>>(data) else { return Self::default() };
         let mut chunk = Self {
             tokens: members.tokens,
             usage: members.usage.and_then(|u| Usage::of(u.get())),
-            has_usage: members.usage.is_some(),
+            usage_member: members.usage.and_then(|u| member(data, "usage", u.get())),
             no_choices: members.no_choices,
             error: members.error.is_some_and(|e| e.get() != "null"),
             done: false,
@@ -66,16 +69,14 @@ impl Chunk {
     }
 }
 
-/// `data` without its member `usage`; `None` if it has none at the top level.
-///
-/// Every other byte stays.
-pub fn hide_usage(data: &[u8]) -> Option<Vec<u8>> {
-    let members: Members<'_> = serde_json::from_slice(data).ok()?;
-    let value = members.usage?.get();
+/// Where the member `name` with this `value`, a slice of `data`, stands in an object, with the comma that goes with it; `None`
+/// if its name is written with escapes.
+fn member(data: &[u8], name: &str, value: &str) -> Option<Range<usize>> {
     let value_start = value.as_ptr() as usize - data.as_ptr() as usize;
     let mut end = value_start + value.len();
     let key = data[..value_start].trim_ascii_end().strip_suffix(b":")?.trim_ascii_end();
-    let mut start = key.strip_suffix(br#""usage""#)?.trim_ascii_end().len();
+    let key = key.strip_suffix(b"\"")?.strip_suffix(name.as_bytes())?.strip_suffix(b"\"")?;
+    let mut start = key.trim_ascii_end().len();
     if start.checked_sub(1).is_some_and(|at| data[at] == b',') {
         start -= 1;
     } else {
@@ -83,7 +84,7 @@ pub fn hide_usage(data: &[u8]) -> Option<Vec<u8>> {
         let blank = rest.len() - rest.trim_ascii_start().len();
         end += if rest.get(blank) == Some(&b',') { blank + 1 } else { 0 };
     }
-    Some([&data[..start], &data[end..]].concat())
+    Some(start..end)
 }
 
 impl<'de> object::Members<'de> for Members<'de> {
@@ -224,25 +225,31 @@ mod tests {
         let plain = Chunk::default();
         let usage = Usage { prompt_tokens: 3, cached_tokens: 0, output_tokens: 2 };
         for (event, want) in [
-            (r#"{"choices":[{"text":"a"},{"text":""},{"delta":{"content":"b\n"}}]}"#, Chunk { tokens: 2, ..plain }),
+            (
+                r#"{"choices":[{"text":"a"},{"text":""},{"delta":{"content":"b\n"}}]}"#,
+                Chunk { tokens: 2, ..plain.clone() },
+            ),
             (
                 r#"{"choices":[{"delta":{"role":"assistant","content":""}}],"usage":null}"#,
-                Chunk { has_usage: true, ..plain },
+                Chunk { usage_member: Some(56..69), ..plain.clone() },
             ),
-            (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Chunk { tokens: 1, ..plain }),
-            (r#"{"choices":[{"delta":{"tool_calls":[],"reasoning_content":"hm"}}]}"#, Chunk { tokens: 1, ..plain }),
+            (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Chunk { tokens: 1, ..plain.clone() }),
+            (
+                r#"{"choices":[{"delta":{"tool_calls":[],"reasoning_content":"hm"}}]}"#,
+                Chunk { tokens: 1, ..plain.clone() },
+            ),
             (
                 r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
-                Chunk { usage: Some(usage), has_usage: true, no_choices: true, ..plain },
+                Chunk { usage: Some(usage), usage_member: Some(13..63), no_choices: true, ..plain.clone() },
             ),
-            (r#"{"error":{"message":"x"}}"#, Chunk { error: true, ..plain }),
-            (r#"{"error":null,"choices":null}"#, plain),
-            (r#"{"type":"response.output_text.delta","delta":"hi"}"#, Chunk { tokens: 1, ..plain }),
+            (r#"{"error":{"message":"x"}}"#, Chunk { error: true, ..plain.clone() }),
+            (r#"{"error":null,"choices":null}"#, plain.clone()),
+            (r#"{"type":"response.output_text.delta","delta":"hi"}"#, Chunk { tokens: 1, ..plain.clone() }),
             (
                 r#"{"type":"response.completed","response":{"usage":{"input_tokens":3,"output_tokens":2}}}"#,
-                Chunk { done: true, usage: Some(usage), ..plain },
+                Chunk { done: true, usage: Some(usage), ..plain.clone() },
             ),
-            ("[DONE]", Chunk { done: true, ..plain }),
+            ("[DONE]", Chunk { done: true, ..plain.clone() }),
             ("garbage", plain),
         ] {
             assert_eq!(Chunk::of(event.as_bytes()), want, "{event}");
@@ -251,15 +258,19 @@ mod tests {
 
     #[test]
     fn usage_is_hidden_and_nothing_else() {
+        let hidden = |data: &str| {
+            let member = Chunk::of(data.as_bytes()).usage_member?;
+            Some([&data[..member.start], &data[member.end..]].concat())
+        };
         for (data, want) in [
             (r#"{"a":1,"usage":null}"#, r#"{"a":1}"#),
             (r#"{"a":1, "usage" : null , "b":2}"#, r#"{"a":1 , "b":2}"#),
             (r#"{"usage":{"x":"}"},"b":"\"usage\":1"}"#, r#"{"b":"\"usage\":1"}"#),
             (r#"{"usage":null}"#, r#"{}"#),
         ] {
-            assert_eq!(String::from_utf8(hide_usage(data.as_bytes()).unwrap()).unwrap(), want, "{data}");
+            assert_eq!(hidden(data).as_deref(), Some(want), "{data}");
         }
-        assert!(hide_usage(br#"{"choices":[{"usage":null}]}"#).is_none());
-        assert!(hide_usage(b"[DONE]").is_none());
+        assert!(hidden(r#"{"choices":[{"usage":null}]}"#).is_none());
+        assert!(hidden("[DONE]").is_none());
     }
 }

@@ -1,9 +1,10 @@
 //! How much prompt a request carries: exact where it is tokens, bytes of text where it is text.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::object::Key;
 
 /// Members whose value is a picture, sound or file, not text: their bytes say nothing about tokens.
 const MEDIA_KEYS: [&str; 6] = ["image_url", "input_audio", "video_url", "audio_url", "file", "file_data"];
@@ -117,7 +118,7 @@ impl<'de, S: Sink> Visitor<'de> for Text<'_, S> {
         Ok(())
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(Key(key)) = map.next_key()? {
             if MEDIA_KEYS.contains(&&*key) {
                 map.next_value::<IgnoredAny>()?;
                 self.0.media();

@@ -13,7 +13,7 @@ mod request;
 mod splice;
 mod usage;
 
-pub use chunk::{Chunk, hide_usage};
+pub use chunk::Chunk;
 pub use count::Prompt;
 pub use request::{Malformed, Peek};
 pub use splice::{Splice, whole};

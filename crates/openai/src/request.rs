@@ -101,7 +101,7 @@ impl<'a> Peek<'a> {
     /// # Errors
     /// If it is no JSON object.
     pub fn of(body: &'a [u8]) -> Result<Self, Malformed> {
-        let members: Members<'a> = serde_json::from_slice(body).map_err(|e| Malformed(e.to_string()))?;
+        let members: Members<'a> = object::read(body).map_err(|e| Malformed(e.to_string()))?;
         let mut prompt = Prompt::default();
         let texts = [members.messages, members.instructions, members.tools].map(|v| v.map(RawValue::get));
         let prompts = [members.prompt, members.input].map(|v| v.map(RawValue::get));
@@ -169,9 +169,7 @@ impl<'a> Peek<'a> {
 }
 
 fn borrowed_text(json: &str) -> Option<Cow<'_, str>> {
-    #[derive(serde::Deserialize)]
-    struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
-    serde_json::from_str::<Borrowed<'_>>(json).ok().map(|b| b.0)
+    serde_json::from_str::<object::Key<'_>>(json).ok().map(|name| name.0)
 }
 
 /// A number, or one in a string, as lenient engines take it.

@@ -33,6 +33,10 @@ struct Details<'a> {
 impl Usage {
     /// Reads a `usage` object; `None` if it says nothing about tokens.
     pub fn of(json: &str) -> Option<Self> {
+        // As every chunk of a stream has it but the last.
+        if json == "null" {
+            return None;
+        }
         let given: Given<'_> = serde_json::from_str(json).ok()?;
         let number = crate::request::number;
         let (prompt, output) = (number(given.prompt_tokens), number(given.completion_tokens));
@@ -51,7 +55,7 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
         #[serde(borrow)]
         usage: Option<&'a RawValue>,
     }
-    Usage::of(serde_json::from_slice::<Answer<'_>>(body).ok()?.usage?.get())
+    Usage::of(crate::object::read::<Answer<'_>>(body).ok()?.usage?.get())
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr;
+
 /// Largest event accepted, bytes.
 pub const EVENT_BYTES_MAX: usize = 4 << 20;
 
@@ -60,7 +62,7 @@ impl Splitter {
     /// Where the held event ends, counted from its beginning, if `more` completes it.
     fn end_with(&mut self, more: &[u8]) -> Option<usize> {
         let mut at = 0;
-        while let Some(newline) = more[at..].iter().position(|&b| b == b'\n').map(|n| at + n) {
+        while let Some(newline) = memchr(b'\n', &more[at..]).map(|n| at + n) {
             let line_end = self.held.len() + newline;
             let blank = match line_end - self.line_start {
                 0 => true,
@@ -79,7 +81,7 @@ impl Splitter {
 
 /// Length of the first event of `bytes` with its blank line; moves `line_start` to the last line that has begun.
 fn event_end(bytes: &[u8], line_start: &mut usize) -> Option<usize> {
-    while let Some(newline) = bytes[*line_start..].iter().position(|&b| b == b'\n').map(|n| *line_start + n) {
+    while let Some(newline) = memchr(b'\n', &bytes[*line_start..]).map(|n| *line_start + n) {
         let line = &bytes[*line_start..newline];
         *line_start = newline + 1;
         if line.is_empty() || line == b"\r" {
@@ -92,7 +94,11 @@ fn event_end(bytes: &[u8], line_start: &mut usize) -> Option<usize> {
 /// The data of a whole event: its `data:` lines, joined; `None` if it has none.
 pub fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
     let mut found: Option<Cow<'_, [u8]>> = None;
-    for line in event.split(|&b| b == b'\n') {
+    let mut rest = event;
+    while !rest.is_empty() {
+        let end = memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let Some(value) = line.strip_prefix(b"data:") else { continue };
         let value = value.strip_prefix(b" ").unwrap_or(value);

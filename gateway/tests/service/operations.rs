@@ -86,3 +86,16 @@ fn check_of_a_file_names_the_line_of_a_mistake() {
         assert!(words.iter().all(|word| said.contains(word)), "{words:?} in: {said}");
     }
 }
+
+#[test]
+fn soft_limit_on_open_files_is_raised() {
+    let engine = upstream(|mut e| finish(&mut e));
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -Sn 64; exec \"$@\"", "sh"]).arg(stack::program_path("gateway").unwrap());
+    command.args(["--listen", "127.0.0.1:0", "--upstream", engine.authority()]);
+    let gateway = stack::Program::start("gateway", command).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).unwrap();
+    let open_files = limits.lines().find_map(|l| l.strip_prefix("Max open files")).unwrap();
+    let [soft, hard] = [0, 1].map(|i| open_files.split_whitespace().nth(i).unwrap());
+    assert_eq!(soft, hard);
+}
