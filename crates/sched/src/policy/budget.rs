@@ -23,7 +23,8 @@ pub(super) struct Pace {
     pub opened: Nanos,
     /// What the step under way still takes.
     pub left: Nanos,
-    /// What every step after it is planned with.
+    /// What every step after it takes if decode has the device, and what it is planned with.
+    pub fastest: Nanos,
     pub cycle: Nanos,
     /// From a step's end until its tokens are out.
     pub turn: Nanos,
@@ -65,6 +66,21 @@ impl Decoding {
         (self.heard, self.steps) = (tokens.max(self.heard), steps);
     }
 
+    /// It had no slot when its session had so many decode steps behind it.
+    pub fn is_parked(&self, steps: u64) -> bool {
+        self.since.is_none() && steps >= self.steps + PARKED_AFTER_STEPS
+    }
+
+    /// A slot became free, and it is next: what holds after a first token holds from now on.
+    pub fn next_in(&mut self, now: Nanos, steps: u64) {
+        (self.first, self.steps) = (now, steps);
+    }
+
+    /// Since when it has its first token, or is next for a slot.
+    pub fn first(&self) -> Nanos {
+        self.first
+    }
+
     /// Tokens that are out by now, after so many decode steps of the session.
     pub fn tokens(&self, steps: u64) -> u32 {
         let since_heard = if self.since.is_some() { steps.saturating_sub(self.steps) } else { 0 };
@@ -75,7 +91,7 @@ impl Decoding {
     pub fn asks(&self, pace: &Pace, steps: u64, tau: Nanos, wanted: u32) -> Asks {
         let since = match self.since {
             Some(since) => since,
-            None if steps >= self.steps + PARKED_AFTER_STEPS => return Asks::Parked,
+            None if self.is_parked(steps) => return Asks::Parked,
             None => self.first,
         };
         let out = self.tokens(steps);
@@ -84,13 +100,12 @@ impl Decoding {
         let brings = u32::from(self.first <= pace.opened);
         let later = Nanos::from(wanted - out - brings);
         let end = since.saturating_add(tau.saturating_mul(Nanos::from(wanted - 1)));
-        if end.saturating_add(tau) < pace.now.saturating_add(pace.left) {
+        // Late by more than a token's time even if decode has the device from now on.
+        let soonest = pace.now.saturating_add(pace.left).saturating_add(later.saturating_mul(pace.fastest));
+        if end.saturating_add(tau) < soonest {
             return Asks::Lost;
         }
-        let by = end.saturating_sub(later.saturating_mul(pace.cycle)).saturating_sub(pace.turn);
-        // It has spent more than it had, by more than a step could bring back.
-        let lost = by.saturating_add(tau) < pace.now.saturating_add(pace.left);
-        if lost { Asks::Lost } else { Asks::EndBy(by) }
+        Asks::EndBy(end.saturating_sub(later.saturating_mul(pace.cycle)).saturating_sub(pace.turn))
     }
 }
 
@@ -102,7 +117,7 @@ mod tests {
     const TAU: Nanos = 50 * MS;
 
     fn pace(now: Nanos) -> Pace {
-        Pace { now, opened: now, left: 15 * MS, cycle: 20 * MS, turn: 0 }
+        Pace { now, opened: now, left: 15 * MS, fastest: 15 * MS, cycle: 20 * MS, turn: 0 }
     }
 
     #[test]
@@ -146,6 +161,10 @@ mod tests {
         let mut r = Decoding::new(0, 10);
         assert!(matches!(r.asks(&pace(MS), 12, TAU, 100), Asks::EndBy(_)));
         assert_eq!(r.asks(&pace(MS), 13, TAU, 100), Asks::Parked);
+        let mut next = r;
+        next.next_in(MS, 13);
+        assert!(matches!(next.asks(&pace(MS), 13, TAU, 100), Asks::EndBy(_)), "a slot became free");
+        assert_eq!(next.asks(&pace(MS), 16, TAU, 100), Asks::Parked, "for somebody else");
         r.progress(2, 400, 6_000 * MS);
         assert_eq!(r.asks(&pace(6_016 * MS), 400, TAU, 100), Asks::EndBy(6_000 * MS + 99 * TAU - 97 * 20 * MS));
     }
@@ -155,5 +174,9 @@ mod tests {
         let r = Decoding::new(0, 0);
         assert_eq!(r.asks(&pace(84 * MS), 0, TAU, 2), Asks::EndBy(50 * MS));
         assert_eq!(r.asks(&pace(86 * MS), 0, TAU, 2), Asks::Lost);
+        // Behind the planned pace, 20 ms a step, and still in time at the fastest, 15.
+        assert_eq!(r.asks(&pace(600 * MS), 0, TAU, 30), Asks::EndBy(29 * TAU - 28 * 20 * MS));
+        assert_eq!(r.asks(&pace(1_064 * MS), 0, TAU, 30), Asks::EndBy(29 * TAU - 28 * 20 * MS));
+        assert_eq!(r.asks(&pace(1_066 * MS), 0, TAU, 30), Asks::Lost);
     }
 }

@@ -34,6 +34,8 @@ const TRIM: (f64, f64) = (0.5, 4.0);
 pub(super) struct StepEnd {
     pub began: Nanos,
     pub ended: Nanos,
+    /// Predicted time of its operators.
+    pub work: Nanos,
 }
 
 /// Bookkeeping of one stream's steps of one phase.
@@ -87,10 +89,15 @@ impl StepClock {
         self.mean_gap as Nanos
     }
 
-    /// What a step takes from the end of the one before to its own, if nobody is in the way; 0 while nothing is known.
-    pub fn cycle(&self) -> Nanos {
-        let trim = if self.trim > 0.0 { self.trim } else { 1.0 };
-        self.mean_work.map_or(0, |mean| (mean * trim + self.mean_gap) as Nanos)
+    /// What a step takes alone, if nobody is in the way: on average, or what the first one has queued so far.
+    pub fn alone(&self) -> Nanos {
+        let work = self.mean_work.unwrap_or(self.done.saturating_add(self.pending) as f64);
+        (work * if self.trim > 0.0 { self.trim } else { 1.0 }) as Nanos
+    }
+
+    /// No step has ended yet.
+    pub fn is_new(&self) -> bool {
+        self.mean_work.is_none()
     }
 
     /// Somebody else ran beside the open step, or it was held back.
@@ -145,7 +152,7 @@ impl StepClock {
 
     fn end(&mut self, now: Nanos) -> Option<StepEnd> {
         let began = self.open?;
-        let done = self.done as f64;
+        let (done, work) = (self.done as f64, self.done);
         if self.done == 0 {
             return None;
         }
@@ -160,7 +167,7 @@ impl StepClock {
         }
         self.open = None;
         self.ended = Some(now);
-        Some(StepEnd { began, ended: now })
+        Some(StepEnd { began, ended: now, work })
     }
 }
 
@@ -249,9 +256,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cycle_is_a_step_and_its_hosts_turn() {
+    fn a_step_alone_and_its_hosts_turn() {
         let mut clock = StepClock::default();
-        assert_eq!(clock.cycle(), 0);
+        assert_eq!(clock.alone(), 0);
         let mut now = 0;
         for pause in [MS, MS, 500 * MS].into_iter().cycle().take(30) {
             clock.pushed(now, 10 * MS);
@@ -259,7 +266,8 @@ mod tests {
             clock.boundary(now + 10 * MS);
             now += 10 * MS + pause;
         }
-        assert!((10 * MS + MS / 2..=11 * MS).contains(&clock.cycle()), "{}: a long pause is none", clock.cycle());
+        assert_eq!(clock.alone(), 10 * MS);
+        assert!((MS / 2..=MS).contains(&clock.turn()), "{}: a long pause is none", clock.turn());
     }
 
     #[test]
@@ -269,7 +277,7 @@ mod tests {
         clock.completed(MS, MS);
         assert_eq!(clock.pushed(MS + IDLE_GAP / 2, MS), None);
         clock.completed(3 * MS, MS);
-        assert_eq!(clock.pushed(3 * MS + IDLE_GAP, MS), Some(StepEnd { began: 0, ended: 3 * MS }));
+        assert_eq!(clock.pushed(3 * MS + IDLE_GAP, MS), Some(StepEnd { began: 0, ended: 3 * MS, work: 2 * MS }));
     }
 
     #[test]

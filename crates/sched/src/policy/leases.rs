@@ -139,6 +139,9 @@ impl Leases {
             }
             HintKind::Finished | HintKind::Aborted => {
                 let Some(request) = self.requests.remove(&hint.request) else { return };
+                if request.decoding.is_some_and(|d| !d.is_parked(self.steps)) {
+                    self.slot_free(now);
+                }
                 if hint.kind == HintKind::Finished
                     && let Some(decoding) = request.decoding
                     && request.max_tokens > 0
@@ -167,6 +170,15 @@ impl Leases {
             }
         }
         self.summarise();
+    }
+
+    /// A decode slot became free: whoever has waited longest for one gets it, or will be found parked again.
+    fn slot_free(&mut self, now: Nanos) {
+        let steps = self.steps;
+        let parked = self.requests.values_mut().filter_map(|r| r.decoding.as_mut()).filter(|d| d.is_parked(steps));
+        if let Some(next) = parked.min_by_key(|d| d.first()) {
+            next.next_in(now, steps);
+        }
     }
 
     /// Forgets requests whose lease has run out.
@@ -200,6 +212,11 @@ impl Leases {
     /// A decode step of the session ended.
     pub fn step_ended(&mut self) {
         self.steps += 1;
+    }
+
+    /// Requests that have a first token and are not known to be parked.
+    pub fn in_step(&self) -> usize {
+        self.requests.values().filter(|r| r.decoding.is_some_and(|d| !d.is_parked(self.steps))).count()
     }
 
     /// What its requests ask of the decode step under way; with `forgive`, those whose first token was late ask for nothing.

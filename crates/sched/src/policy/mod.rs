@@ -13,6 +13,7 @@ mod clock;
 mod config;
 mod core_split;
 mod fifo;
+mod growth;
 mod lane;
 pub(crate) mod learn;
 mod leases;

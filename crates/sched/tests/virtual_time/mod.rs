@@ -2,6 +2,9 @@
 //! that every run is checked against, whatever the policy decided.
 #![allow(dead_code)]
 
+pub mod engine;
+
+use engine::{Engine, Role};
 use sched::dispatch::{HoldReason, Label, RecordLimits};
 use sched::policy::PolicyName;
 use sched::{
@@ -64,6 +67,20 @@ pub enum Act {
     Stamp(u32),
     /// Close the host's own session and end.
     Die,
+    /// An engine's loop goes on for as long as it has requests.
+    Loop {
+        engine: usize,
+        role: Role,
+    },
+    /// The engine's next request arrives.
+    Arrive {
+        engine: usize,
+    },
+    /// The tokens of a step are out.
+    HandIn {
+        engine: usize,
+        role: Role,
+    },
 }
 
 /// True cost of an operator, and how wrong the dispatcher's estimate of it is.
@@ -192,6 +209,7 @@ pub struct World {
     pub dispatcher: Dispatcher,
     pub config: PolicyConfig,
     pub hosts: Vec<Host>,
+    pub engines: Vec<Engine>,
     pub now: Nanos,
     pub trace: Vec<Trace>,
     pub stamps: HashMap<u32, Vec<Nanos>>,
@@ -218,6 +236,7 @@ impl World {
             dispatcher: Dispatcher::new(config, limits),
             config,
             hosts: Vec::new(),
+            engines: Vec::new(),
             now: 0,
             trace: Vec::new(),
             stamps: HashMap::new(),
@@ -284,7 +303,8 @@ impl World {
         if self.run_hosts() {
             return true;
         }
-        let hosts = self.hosts.iter().filter(|h| !h.dead && h.waits.is_none() && !h.script.is_empty()).map(|h| h.wakes);
+        let awake = |h: &&Host| !h.dead && h.waits.is_none() && !h.script.is_empty() && h.wakes < Nanos::MAX;
+        let hosts = self.hosts.iter().filter(awake).map(|h| h.wakes);
         let wake = self.dispatcher.wake_at(self.now);
         let change = self.changes.front().map(|c| c.0);
         let Some(next) = hosts.chain(self.device.next()).chain(wake).chain(change).min() else { return false };
@@ -392,7 +412,12 @@ impl World {
         let mut progress = false;
         for i in 0..self.hosts.len() {
             while !self.hosts[i].dead && self.hosts[i].waits.is_none() && self.hosts[i].wakes <= self.now {
-                let Some(act) = self.hosts[i].script.pop_front() else { break };
+                let Some(&act) = self.hosts[i].script.front() else { break };
+                if let Act::Loop { engine, role } = act {
+                    progress |= self.go_on(i, engine, role);
+                    continue;
+                }
+                self.hosts[i].script.pop_front();
                 progress = true;
                 self.act(i, act);
             }
@@ -451,6 +476,9 @@ impl World {
                 self.dispatcher.notify_device(self.now, session, token);
             }
             Act::Think(ns) => self.hosts[host].wakes = self.now + ns,
+            Act::Loop { .. } => unreachable!("goes on before"),
+            Act::Arrive { engine } => self.arrive(engine),
+            Act::HandIn { engine, role } => self.hand_in(engine, role),
             Act::Stamp(name) => self.stamps.entry(name).or_default().push(self.now),
             Act::Die => {
                 self.dispatcher.close_session(self.now, session, &mut self.dropped);

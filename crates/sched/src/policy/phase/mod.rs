@@ -28,6 +28,7 @@ mod order;
 mod slack;
 mod turns;
 
+use super::clock::StepEnd;
 use super::lane::{Lane, remember};
 use super::learn::Learner;
 use super::leases::Targets;
@@ -147,7 +148,8 @@ impl PhasePolicy {
         }
     }
 
-    fn token_out(&mut self, at: Nanos, stream: StreamIndex, stats: Option<&mut Stats>) {
+    fn token_out(&mut self, step: StepEnd, stream: StreamIndex, stats: Option<&mut Stats>) {
+        let at = step.ended;
         let Some(Some(lane)) = self.lanes.get(stream) else { return };
         let tau = self.tpot_of(lane.info.session);
         let credit = (tau as f64 * self.config.credit) as Nanos;
@@ -157,6 +159,7 @@ impl PhasePolicy {
             lane.due = false;
             if let Some(standing) = self.sessions.get_mut(&lane.info.session) {
                 standing.leases.step_ended();
+                standing.growth.step(standing.in_step, step.work);
                 if !standing.prefills && standing.leases.waiting_tokens() > 0 {
                     standing.fills = Some(standing.decoding);
                 }
@@ -256,13 +259,17 @@ impl Policy for PhasePolicy {
                 let open = lane.decode.open();
                 let ended = lane.decode.pushed(now, expected);
                 let began = lane.decode.open() != open;
+                let first = lane.decode.is_new();
                 if let Some(step) = ended {
-                    self.token_out(step.ended, stream, None);
-                }
-                if began {
-                    self.decode_began(now, stream);
+                    self.token_out(step, stream, None);
                 }
                 self.activate(stream);
+                if began {
+                    self.decode_began(now, stream);
+                } else if first {
+                    // The longer it gets, the more its requests' later steps take.
+                    self.ask(now, stream);
+                }
             }
             Phase::Unknown | Phase::Mixed => {}
         }
@@ -334,8 +341,8 @@ impl Policy for PhasePolicy {
     fn boundary(&mut self, now: Nanos, stream: StreamIndex, stats: &mut Stats) {
         let Some(Some(lane)) = self.lanes.get_mut(stream) else { return };
         lane.prefill.boundary(now);
-        if lane.decode.boundary(now).is_some() {
-            self.token_out(now, stream, Some(stats));
+        if let Some(step) = lane.decode.boundary(now) {
+            self.token_out(step, stream, Some(stats));
             // A host that is a step ahead has begun the next one already.
             self.decode_began(now, stream);
         }

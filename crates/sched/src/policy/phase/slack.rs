@@ -17,6 +17,8 @@ use super::{PREFILL_FLOOR, PhasePolicy};
 use crate::Nanos;
 use crate::policy::StreamIndex;
 use crate::policy::budget::Pace;
+use crate::policy::growth::Growth;
+use crate::policy::lane::Lane;
 use crate::policy::leases::Leases;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +46,9 @@ pub(super) struct Standing {
     /// How many decode, and how many did when its engine last took no prompt although some waited: that fills a step.
     pub(super) decoding: usize,
     pub(super) fills: Option<usize>,
+    /// How its decode steps grow, and how many requests the open one has.
+    pub(super) growth: Growth,
+    pub(super) in_step: usize,
     /// It queued a prefill operator since the latest decode step began.
     pub(super) prefills: bool,
 }
@@ -82,6 +87,7 @@ impl PhasePolicy {
         if let Some(standing) = self.sessions.get_mut(&session) {
             standing.leases.step_began(now);
             standing.prefills = self.prefill_flying > 0;
+            standing.in_step = standing.leases.in_step();
         }
         self.ask(now, stream);
     }
@@ -94,16 +100,25 @@ impl PhasePolicy {
         let stall = (tau as f64 * self.config.credit) as Nanos;
         // Beside what is left to prefill, or side by side with it.
         let slowed = self.decode_rate_beside.unwrap_or(1.0).min(1.0 - PREFILL_FLOOR);
+        let (session, turn) = (lane.info.session, lane.decode.turn());
         // Every stream that decodes takes its step in turn.
+        let step = |l: &Lane| l.decode.alone().saturating_add(l.decode.turn());
         let others = self.active_lanes().filter(|(s, l)| *s != stream && l.decoding(now, self.gap));
-        let alone = lane.decode.cycle() + others.map(|(_, l)| l.decode.cycle()).sum::<Nanos>();
-        let cycle = (alone as f64 / slowed) as Nanos;
-        let pace = Pace { now, opened, left: lane.decode.remaining(), cycle, turn: lane.decode.turn() };
+        let others = others.map(|(_, l)| step(l)).sum::<Nanos>();
+        let alone = step(lane).saturating_add(others);
+        let standing = self.sessions.get(&session);
+        let saturated = standing.is_some_and(|s| self.saturated(s));
+        // Throughput counts then, and beside another engine's steps the first tokens of both: nobody's part is put by for
+        // requests that join, and who cannot make it at the planned pace is given up.
+        let strict = !saturated && others == 0;
+        let open = |s: &Standing| (s.in_step, lane.decode.alone());
+        let more = standing.filter(|_| strict).map_or(0, |s| s.growth.more(s.leases.in_step(), open(s)));
+        let cycle = (alone.saturating_add(more) as f64 / slowed) as Nanos;
+        let fastest = if strict { alone } else { cycle };
+        let pace = Pace { now, opened, left: lane.decode.remaining(), fastest, cycle, turn };
         let by_clock = lane.token.due().unwrap_or(Nanos::MAX);
-        let session = lane.info.session;
         let mut due = Nanos::MAX;
         if let Some(standing) = self.sessions.get(&session) {
-            let saturated = self.saturated(standing);
             let asks = standing.leases.step_asks(&pace, self.tpot, saturated);
             if asks.unlimited || (asks.end_by.is_none() && !asks.lost) {
                 due = by_clock;
