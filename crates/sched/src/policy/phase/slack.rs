@@ -108,9 +108,10 @@ impl PhasePolicy {
         let alone = step(lane).saturating_add(others);
         let standing = self.sessions.get(&session);
         let saturated = standing.is_some_and(|s| self.saturated(s));
-        // Throughput counts then, and beside another engine's steps the first tokens of both: nobody's part is put by for
+        // Throughput counts then, and where other engines decode too, the first tokens of all: nobody's part is put by for
         // requests that join, and who cannot make it at the planned pace is given up.
-        let strict = !saturated && others == 0;
+        let sole = self.lanes.iter().flatten().all(|l| l.info.session == session || l.decode.is_new());
+        let strict = sole && !saturated;
         let open = |s: &Standing| (s.in_step, lane.decode.alone());
         let more = standing.filter(|_| strict).map_or(0, |s| s.growth.more(s.leases.in_step(), open(s)));
         let cycle = (alone.saturating_add(more) as f64 / slowed) as Nanos;
