@@ -101,17 +101,20 @@ impl PhasePolicy {
         // Beside what is left to prefill, or side by side with it.
         let slowed = self.decode_rate_beside.unwrap_or(1.0).min(1.0 - PREFILL_FLOOR);
         let (session, turn) = (lane.info.session, lane.decode.turn());
+        let standing = self.sessions.get(&session);
+        let saturated = standing.is_some_and(|s| self.saturated(s));
+        // Throughput counts then, and where other engines are there too, the first tokens of all: nobody's part is put by for first
+        // steps and for requests that join, and who cannot make it at the planned pace is given up.
+        let sole = self.lanes.iter().flatten().all(|l| l.info.session == session);
+        let strict = sole && !saturated;
         // Every stream that decodes takes its step in turn.
-        let step = |l: &Lane| l.decode.alone().saturating_add(l.decode.turn());
+        let step = |l: &Lane| match strict || !l.decode.is_new() {
+            true => l.decode.alone().saturating_add(l.decode.turn()),
+            false => 0,
+        };
         let others = self.active_lanes().filter(|(s, l)| *s != stream && l.decoding(now, self.gap));
         let others = others.map(|(_, l)| step(l)).sum::<Nanos>();
         let alone = step(lane).saturating_add(others);
-        let standing = self.sessions.get(&session);
-        let saturated = standing.is_some_and(|s| self.saturated(s));
-        // Throughput counts then, and where other engines decode too, the first tokens of all: nobody's part is put by for
-        // requests that join, and who cannot make it at the planned pace is given up.
-        let sole = self.lanes.iter().flatten().all(|l| l.info.session == session || l.decode.is_new());
-        let strict = sole && !saturated;
         let open = |s: &Standing| (s.in_step, lane.decode.alone());
         let more = standing.filter(|_| strict).map_or(0, |s| s.growth.more(s.leases.in_step(), open(s)));
         let cycle = (alone.saturating_add(more) as f64 / slowed) as Nanos;
