@@ -26,6 +26,12 @@ fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<Gateway>>); 6] {
     ]
 }
 
+/// Every path, parameters as they are written in routes.
+#[cfg(any(test, feature = "testing"))]
+pub fn paths() -> Vec<&'static str> {
+    routes().into_iter().map(|(path, ..)| path).collect()
+}
+
 /// The admin API, as `openapi/gateway.yaml` describes it.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     let add = |router: Router<Arc<Gateway>>, (path, _, handler)| router.route(path, handler);

@@ -7,40 +7,6 @@
 //! The accept loop is ours, on pingora's sessions: the ready line needs the real port, and a shutdown should end when
 //! the last answer has, not after a fixed grace period.
 
-mod access_log;
-mod admin;
-mod admit;
-mod body;
-mod config;
-mod connections;
-mod engines;
-mod error;
-mod events;
-mod exchange;
-mod follow;
-mod gateway;
-mod hints;
-mod identity;
-mod inference;
-mod joined;
-mod metrics;
-mod mistakes;
-mod models;
-mod monitor;
-mod phase;
-mod proxy;
-mod quirks;
-mod reply;
-mod request;
-mod route;
-mod setup;
-mod telemetry;
-mod timers;
-mod tls;
-mod tokens;
-mod tracked;
-mod wants;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,13 +19,14 @@ use pingora_core::protocols::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-use access_log::AccessLog;
-use config::Timeouts;
-use gateway::Gateway;
-use joined::Joined;
-use metrics::Metrics;
-use setup::Setup;
-use wants::Wants;
+use gateway::access_log::AccessLog;
+use gateway::config::Timeouts;
+use gateway::gateway::Gateway;
+use gateway::joined::Joined;
+use gateway::metrics::Metrics;
+use gateway::setup::Setup;
+use gateway::wants::Wants;
+use gateway::{admin, config, hints, identity, monitor, proxy, telemetry};
 
 /// A request is some sixty small allocations.
 #[global_allocator]

@@ -202,12 +202,19 @@ impl Serving {
         match connection.read(buffer) {
             Ok(0) => false,
             Ok(n) => {
-                lines.push(&buffer[..n], |line| *refused = refused.saturating_add(u32::from(!take(client, line))));
+                *refused = refused.saturating_add(feed(client, lines, &buffer[..n]));
                 true
             }
             Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         }
     }
+}
+
+/// Takes what came of one connection; posts the hints of the lines that it ends, and says how many lines were none.
+pub(crate) fn feed(client: &Client, lines: &mut Lines, bytes: &[u8]) -> u32 {
+    let mut refused = 0;
+    lines.push(bytes, |line| refused += u32::from(!take(client, line)));
+    refused
 }
 
 /// False: the line is no hint.

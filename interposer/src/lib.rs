@@ -55,6 +55,7 @@ pub mod settings;
 pub mod space;
 pub mod stream;
 pub mod stub;
+pub mod testing;
 mod trips;
 
 /// Both phases of every operator that the device computes.

@@ -178,6 +178,12 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 7]
     ]
 }
 
+/// Every path, parameters as they are written in routes.
+#[cfg(any(test, feature = "testing"))]
+pub fn paths() -> Vec<&'static str> {
+    routes().into_iter().map(|(path, ..)| path).collect()
+}
+
 /// The API over one device.
 pub fn router(handle: DeviceHandle) -> Router {
     let add = |router: Router<Admin>, (path, _, methods)| router.route(path, methods);

@@ -1,7 +1,7 @@
 //! `vnpu-daemon`: the program that owns one device and lends it to client processes.
 //!
 //! It puts the pieces together and decides nothing: `runtime` runs the device on its dispatch thread, `session` lets clients
-//! in, [`watch`] notices that they are gone, [`admin`] shows and changes what an operator may see and change.
+//! in, `watch` notices that they are gone, `admin` shows and changes what an operator may see and change.
 //!
 //! | thread | owns | waits in |
 //! |---|---|---|
@@ -12,12 +12,6 @@
 //!
 //! **Invariants:** the data path is the dispatch thread's alone; the others send it requests. Standard output carries the
 //! `ready` line and nothing else; logs go to standard error.
-
-mod admin;
-mod args;
-mod metrics;
-mod record;
-mod watch;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -35,8 +29,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use args::Args;
-use watch::Watch;
+use vnpu_daemon::args::Args;
+use vnpu_daemon::watch::Watch;
+use vnpu_daemon::{admin, record};
 
 /// How often the main thread makes sure that the dispatch thread lives: it ends only through a bug of ours, and clients notice
 /// at once by themselves.

@@ -11,6 +11,7 @@ mod count;
 mod object;
 mod request;
 mod splice;
+pub mod testing;
 mod usage;
 
 pub use chunk::Chunk;

@@ -42,6 +42,7 @@ mod shares;
 pub mod snapshot;
 mod steps;
 mod tenant;
+pub mod testing;
 mod translate;
 mod value_records;
 mod values;

@@ -262,6 +262,10 @@ impl Client {
         &self.arena
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// True when the session is over; it never comes back.
     pub fn is_lost(&self) -> bool {
         !self.owner.is_this_process() || self.shared.is_lost()

@@ -36,6 +36,7 @@ mod reserve;
 mod server;
 mod shared;
 mod socket;
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -117,6 +117,12 @@ impl Shared {
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset as usize).cast::<AtomicU64>(), len) }
     }
 
+    /// Everything in front of the arena, for [`crate::testing`]: as another process would, it writes words of 64 bits over states
+    /// of 32, which no bit pattern of ours depends on.
+    pub(crate) fn words_before_arena(&self) -> &[AtomicU64] {
+        self.words64(0, self.offsets.arena as usize / 8)
+    }
+
     /// Where a producer waits for room in the ring.
     pub(crate) fn room(&self) -> Gate<'_> {
         Gate { count: self.word32(ROOM), waiting: self.word32(ROOM + 4) }

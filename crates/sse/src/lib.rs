@@ -4,6 +4,8 @@
 //! in a blank line (LF or CRLF), lines that start with `:` are comments. Bounded: an event larger than [`EVENT_BYTES_MAX`]
 //! is an error instead of memory.
 
+pub mod testing;
+
 use std::borrow::Cow;
 
 use memchr::memchr;

@@ -22,7 +22,6 @@ pub mod op;
 pub mod record;
 pub mod reply;
 pub mod ring;
-#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use error::{DecodeError, EncodeError};

@@ -14,6 +14,7 @@ use crate::{
 };
 use acl_abi::{Arg, DataType, Kind, MAX_DIMS, OpCall, OpId, SIGNATURES, Scalar, TensorDesc};
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,12 +23,18 @@ use std::sync::atomic::Ordering::Relaxed;
 #[derive(Clone, Debug)]
 pub struct Source<'a> {
     rest: &'a [u8],
+    base: u64,
 }
 
 impl<'a> Source<'a> {
     /// All of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes }
+        Self { rest: bytes, base: 0 }
+    }
+
+    /// All of `bytes`, for a client whose memory begins at `base`: most addresses lie a little behind it.
+    pub fn near(base: u64, bytes: &'a [u8]) -> Self {
+        Self { rest: bytes, base }
     }
 
     /// True when only zeros are left.
@@ -83,6 +90,34 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// A device address: often that of a block which the client has, or a little behind its beginning.
+    pub fn address(&mut self) -> u64 {
+        match self.u8() {
+            // Blocks are handed out in order, a page each and one between.
+            v @ 0..=127 => self.base.wrapping_add(u64::from(v % 16) * 8192),
+            v @ 128..=191 => self.base.wrapping_add(u64::from(v % 16) * 8192 + u64::from(self.u8()) * 32),
+            v @ 192..=223 => self.base.wrapping_add(u64::from(v % 8) << 21),
+            _ => self.u64(),
+        }
+    }
+
+    /// A number of bytes: often a page or less, sometimes at a boundary.
+    pub fn size(&mut self) -> u64 {
+        match self.u8() {
+            v @ 0..=159 => u64::from(v) * 64,
+            v @ 160..=199 => u64::from(v - 159) << 21,
+            _ => self.integer() as u64,
+        }
+    }
+
+    /// A number by which the client names something: often small.
+    fn name(&mut self) -> u32 {
+        match self.u8() {
+            v @ 0..=219 => u32::from(v % 8),
+            _ => self.u32(),
+        }
+    }
+
     /// A float that equals itself.
     pub fn float(&mut self) -> f64 {
         const EDGES: [f64; 6] = [0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE, 1e-5];
@@ -100,7 +135,7 @@ impl<'a> Source<'a> {
         let ndim = self.below(MAX_DIMS + 1);
         let mut dims = [0; MAX_DIMS];
         dims[..ndim].fill_with(|| self.integer().max(0));
-        let mut t = TensorDesc::contiguous(self.u64(), self.dtype(), &dims[..ndim]);
+        let mut t = TensorDesc::contiguous(self.address(), self.dtype(), &dims[..ndim]);
         let how = self.u8();
         if how & 1 != 0 {
             t.strides[..ndim].fill_with(|| self.integer());
@@ -195,12 +230,12 @@ impl<'a> Source<'a> {
     }
 
     fn reply(&mut self) -> ReplyTo {
-        ReplyTo { slot: self.u32() as u16, seq: self.u32() }
+        ReplyTo { slot: self.integer() as u16, seq: self.u32() }
     }
 
     fn range(&mut self) -> ArenaRange {
-        let offset = self.u64();
-        ArenaRange { offset, len: self.u64() % (u64::MAX - offset).max(1) }
+        let offset = self.size();
+        ArenaRange { offset, len: self.size() % (u64::MAX - offset).max(1) }
     }
 
     fn hint(&mut self) -> Hint {
@@ -234,7 +269,7 @@ impl<'a> Source<'a> {
     /// A valid record, with its call if it is an operator.
     pub fn record(&mut self) -> (Record<'a>, Option<OpCall>) {
         let kind = self.below(80);
-        let (a, b) = (self.u32(), self.u32());
+        let (a, b) = (self.name(), self.name());
         let stream = (b & 1 == 1).then_some(a);
         let reply = if b & 2 == 2 { Some(self.reply()) } else { None };
         let record = match kind {
@@ -251,42 +286,42 @@ impl<'a> Source<'a> {
             10 => Record::EventSync { event: a, reply: self.reply() },
             11 => Record::EventQuery { event: a, reply: self.reply() },
             12 => Record::EventElapsed { start: a, end: b, reply: self.reply() },
-            13 => Record::Malloc { size: self.u64(), reply: self.reply() },
-            14 => Record::Free { addr: self.u64(), reply: self.reply() },
+            13 => Record::Malloc { size: self.size(), reply: self.reply() },
+            14 => Record::Free { addr: self.address(), reply: self.reply() },
             15 => Record::MemInfo { reply: self.reply() },
             16 => {
                 let len = self.below(INLINE_COPY_BYTES_MAX + 1);
-                Record::CopyIn { dst: self.u64(), source: HostSource::Inline(self.bytes(len)), stream, reply }
+                Record::CopyIn { dst: self.address(), source: HostSource::Inline(self.bytes(len)), stream, reply }
             }
             17 => {
                 let source = HostSource::Staging { block: self.u32(), len: self.u32() };
-                Record::CopyIn { dst: self.u64(), source, stream, reply }
+                Record::CopyIn { dst: self.address(), source, stream, reply }
             }
-            18 => Record::CopyIn { dst: self.u64(), source: HostSource::Pinned(self.range()), stream, reply },
-            19 => Record::CopyOut { dst: self.range(), src: self.u64(), stream, reply },
-            20 => Record::CopyDevice { dst: self.u64(), src: self.u64(), len: self.u64(), stream, reply },
-            21 => Record::Memset { addr: self.u64(), len: self.u64(), value: self.u8(), stream, reply },
+            18 => Record::CopyIn { dst: self.address(), source: HostSource::Pinned(self.range()), stream, reply },
+            19 => Record::CopyOut { dst: self.range(), src: self.address(), stream, reply },
+            20 => Record::CopyDevice { dst: self.address(), src: self.address(), len: self.size(), stream, reply },
+            21 => Record::Memset { addr: self.address(), len: self.size(), value: self.u8(), stream, reply },
             22 => Record::Hint(self.hint()),
-            30 => Record::Reserve { size: self.u64(), reply: self.reply() },
-            31 => Record::Release { addr: self.u64(), reply: self.reply() },
-            32 => Record::PhysicalAlloc { size: self.u64(), reply: self.reply() },
+            30 => Record::Reserve { size: self.size(), reply: self.reply() },
+            31 => Record::Release { addr: self.address(), reply: self.reply() },
+            32 => Record::PhysicalAlloc { size: self.size(), reply: self.reply() },
             33 => Record::PhysicalFree { handle: self.u64(), reply: self.reply() },
             34 => Record::Map {
-                addr: self.u64(),
-                size: self.u64(),
-                offset: self.u64(),
+                addr: self.address(),
+                size: self.size(),
+                offset: self.size(),
                 handle: self.u64(),
                 reply: self.reply(),
             },
-            35 => Record::Unmap { addr: self.u64(), reply: self.reply() },
+            35 => Record::Unmap { addr: self.address(), reply: self.reply() },
             36 => {
                 let (handle, named_only) = (a & 1 == 1, a & 2 == 2);
-                Record::Export { handle, subject: self.u64(), size: self.u64(), named_only, reply: self.reply() }
+                Record::Export { handle, subject: self.u64(), size: self.size(), named_only, reply: self.reply() }
             }
             37 => Record::ExportAllow { key: self.key(), pid: a, reply: self.reply() },
             38 => Record::ExportClose { key: self.key(), reply: self.reply() },
             39 => Record::Import { key: self.key(), handle: a & 1 == 1, reply: self.reply() },
-            27 => Record::StreamFetch { stream: a, dst: self.range(), src: self.u64(), reply: self.reply() },
+            27 => Record::StreamFetch { stream: a, dst: self.range(), src: self.address(), reply: self.reply() },
             28 => Record::HostCall { stream: a, call: b, block: self.bool() },
             29 => Record::HostWait { reply: self.reply() },
             46 => Record::FlagWait { stream: a, flag: b },
@@ -308,10 +343,10 @@ impl<'a> Source<'a> {
             56 => Record::GraphDestroy { graph: a },
             57 => Record::EventExport { event: a, reply: self.reply() },
             58 => Record::EventImport { event: a, key: self.key(), reply: self.reply() },
-            59 => Record::ValueWrite { stream: a, addr: self.u64(), value: self.u64() },
+            59 => Record::ValueWrite { stream: a, addr: self.address(), value: self.u64() },
             60 => {
                 let until = ValueCondition::ALL[self.below(ValueCondition::ALL.len())];
-                Record::ValueWait { stream: a, addr: self.u64(), value: self.u64(), until }
+                Record::ValueWait { stream: a, addr: self.address(), value: self.u64(), until }
             }
             61 => Record::HintsRefused { lines: a },
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
@@ -319,6 +354,22 @@ impl<'a> Source<'a> {
         };
         (record, None)
     }
+}
+
+/// Runs `check` on every file of a corpus; how many there are.
+///
+/// # Panics
+/// If the directory cannot be read, or a file in it.
+pub fn replay(corpus: &Path, check: impl Fn(&[u8])) -> usize {
+    let entries = std::fs::read_dir(corpus).unwrap_or_else(|e| panic!("{}: {e}", corpus.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("a directory entry").path()).collect();
+    // In the same order everywhere.
+    paths.sort();
+    for path in &paths {
+        println!("{}", path.display());
+        check(&std::fs::read(path).expect("a file"));
+    }
+    paths.len()
 }
 
 /// The bytes of the record that `source` makes.
@@ -495,11 +546,7 @@ mod tests {
             ("control", check_control),
         ];
         for (target, check) in targets {
-            let mut count = 0;
-            for entry in std::fs::read_dir(seeds.join(target)).unwrap() {
-                check(&std::fs::read(entry.unwrap().path()).unwrap());
-                count += 1;
-            }
+            let count = replay(&seeds.join(target), check);
             assert!(count >= 20, "{target}: {count} seeds");
         }
     }
