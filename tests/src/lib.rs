@@ -3,6 +3,7 @@
 //! The tests themselves stand in `tests/tests/`; each starts the real programs, as built by `cargo build --release`.
 
 pub mod dashboards;
+pub mod docs;
 pub mod metrics;
 pub mod phases;
 pub mod python;

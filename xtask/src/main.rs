@@ -7,6 +7,8 @@ mod build;
 mod clients;
 mod demo;
 mod figures;
+mod fuzz;
+mod site;
 mod test;
 mod torch;
 mod vllm;
@@ -53,6 +55,10 @@ enum Task {
     },
     /// Formatting, lints, dependency policy, every test, PyTorch on virtual NPUs.
     Test(test::Tests),
+    /// Fuzz targets under AddressSanitizer: everything that reads what an untrusted process, client or engine sends.
+    Fuzz(fuzz::Fuzz),
+    /// Makes the documentation site of docs/ in target/site, and follows every link of it.
+    Site,
     /// Makes the PyTorch in a virtual environment load without CUDA: stand-ins for the NVIDIA libraries that are missing.
     TorchEnv {
         /// The virtual environment.
@@ -135,6 +141,8 @@ fn run(task: Task) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Site => site::run(),
         Task::TorchEnv { dir } => torch::complete(&dir),
         Task::MockEngine(mock) => bench::gateway::mock::run(mock),
         Task::Bench(Bench::Gateway(gateway)) => bench::gateway::run(&gateway),

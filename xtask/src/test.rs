@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use system_tests::docs;
+
 use crate::{build, clients, torch, vllm};
 
 /// What to run.
@@ -26,6 +28,10 @@ pub struct Tests {
     /// Only clients of the gateway that take long to install: litellm, and guidellm as load.
     #[arg(long, conflicts_with_all = ["torch", "vllm"])]
     clients: bool,
+    /// Only commands of the documentation that take minutes, gigabytes or both: `tasks`, `minutes`, `torch` or `vllm`, as their
+    /// blocks say; with the filter, only those of pages whose name contains it.
+    #[arg(long, value_name = "LEG", conflicts_with_all = ["torch", "vllm", "clients"])]
+    docs: Option<String>,
 }
 
 /// All Rust tests. Documentation examples are compiled by no target of ours; libraries, programs and integration tests are.
@@ -55,7 +61,11 @@ pub fn run(tests: &Tests) -> Result<()> {
     let start = Instant::now();
     let filter = tests.filter.as_deref();
     let mut tally = Tally::default();
-    if tests.clients {
+    if let Some(leg) = &tests.docs {
+        println!("── programs");
+        build::programs()?;
+        tally += commands_of_pages(leg, filter.unwrap_or_default())?;
+    } else if tests.clients {
         tally += clients::run()?;
     } else if tests.vllm {
         println!("── programs");
@@ -78,6 +88,27 @@ pub fn run(tests: &Tests) -> Result<()> {
     ensure!(tally.failed == 0, "tests failed");
     ensure!(tally.passed > 0, "no test ran");
     Ok(())
+}
+
+/// Runs what the documentation leaves to `leg`.
+fn commands_of_pages(leg: &str, filter: &str) -> Result<Tally> {
+    let known: Vec<&str> = docs::LEGS.iter().map(|leg| leg.name).filter(|name| !name.is_empty()).collect();
+    ensure!(known.contains(&leg), "no commands are left to {leg:?}; there are {}", known.join(", "));
+    let mut tally = Tally::default();
+    for page in docs::pages()?.into_iter().filter(|page| page.contains(filter)) {
+        let before = tally.passed;
+        match docs::run_page(&page, &[leg], &mut |command| println!("{command}")) {
+            Ok(commands) => tally.passed += commands as u64,
+            Err(error) => {
+                println!("{error:#}");
+                tally.failed += 1;
+            }
+        }
+        if tally.passed > before {
+            println!("{page} ... ok");
+        }
+    }
+    Ok(tally)
 }
 
 fn rust(filter: Option<&str>) -> Result<Tally> {
