@@ -127,18 +127,20 @@ impl Hbm {
         bytemuck::cast_slice_mut(self.bytes_mut())
     }
 
-    /// Zeroes `len` bytes from `offset`: large ranges by giving whole pages back to the system.
+    /// Zeroes `len` bytes from `offset`: large ranges by giving whole pages back to the system, which fills them with zeros when
+    /// they are touched again. An engine zeroes gigabytes of cache before it uses any.
     ///
     /// # Panics
     /// If the range is outside of memory.
     pub fn zero(&mut self, offset: usize, len: usize) {
         let (start, end) = (offset.next_multiple_of(PAGE_BYTES), (offset + len) / PAGE_BYTES * PAGE_BYTES);
-        // Windows show pages of a file, which dropping them from this mapping would not zero.
+        // Windows show pages of a file: dropping them from this mapping would not zero them, taking them out of the file does.
         let private = offset + len <= self.mapping.memory();
-        if len >= DROP_PAGES_BYTES_MIN && private {
-            // SAFETY: the pages lie inside our private anonymous mapping, which `&mut self` lends us alone; after
-            // DONTNEED they read as zeros.
-            let dropped = unsafe { madvise(self.base.add(start).cast(), end - start, Advice::LinuxDontNeed) };
+        let advice = if private { Advice::LinuxDontNeed } else { Advice::LinuxRemove };
+        if len >= DROP_PAGES_BYTES_MIN {
+            // SAFETY: the pages lie inside our own mapping, in memory or in windows where something is mapped, which
+            // `&mut self` lends us alone; afterwards they read as zeros. Where the system refuses, they are written below.
+            let dropped = unsafe { madvise(self.base.add(start).cast(), end - start, advice) };
             if dropped.is_ok() {
                 self.bytes_mut()[offset..start].fill(0);
                 self.bytes_mut()[end..offset + len].fill(0);
@@ -226,8 +228,9 @@ mod tests {
         }
     }
 
-    /// Resident bytes of the mapping, from the system's own books.
-    fn resident(hbm: &Hbm) -> u64 {
+    /// Resident bytes of the mapping that holds this byte, from the system's own books.
+    fn resident(hbm: &Hbm, offset: usize) -> u64 {
+        let at = hbm.base as usize + offset;
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
         for line in maps.lines() {
@@ -235,7 +238,7 @@ mod tests {
                 && let Some((start, end)) = range.split_once('-')
                 && let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
             {
-                inside = (start..end).contains(&(hbm.base as usize));
+                inside = (start..end).contains(&at);
             } else if inside && let Some(kib) = line.strip_prefix("Rss:") {
                 return kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
             }
@@ -249,9 +252,30 @@ mod tests {
         let size = 256usize << 20;
         let mut hbm = Hbm::new(2 << 30).unwrap();
         hbm.fill(PhysAddr(PHYS_BASE + 100), size as u64, 1).unwrap();
-        let before = resident(&hbm);
+        let before = resident(&hbm, 0);
         hbm.zero(100, size);
-        assert!(before >= size as u64 && resident(&hbm) <= before - (size as u64 * 9 / 10));
+        assert!(before >= size as u64 && resident(&hbm, 0) <= before - (size as u64 * 9 / 10));
+    }
+
+    #[test]
+    fn zeroing_a_large_part_of_a_window_takes_its_pages_out_of_the_file() {
+        let (memory, size) = (64usize << 20, 32usize << 20);
+        let mapping = Arc::new(Mapping::new(memory, 256 << 20).unwrap());
+        mapping.map(memory, 0, size).unwrap();
+        // A second window onto the same handle: it shows what is in the file.
+        let again = memory + (128 << 20);
+        mapping.map(again, 0, size).unwrap();
+        let mut hbm = Hbm::of(mapping);
+        hbm.bytes_mut()[memory..memory + size].fill(1);
+        let before = resident(&hbm, memory);
+        let (from, len) = (memory + 100, size - 8192);
+        hbm.zero(from, len);
+        assert!(before >= size as u64 && resident(&hbm, memory) <= before / 10, "{} bytes", resident(&hbm, memory));
+        for window in [memory, again] {
+            let bytes = &hbm.bytes()[window..window + size];
+            assert!(bytes[100..100 + len].iter().all(|&b| b == 0));
+            assert!(bytes[..100].iter().chain(&bytes[100 + len..]).all(|&b| b == 1));
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::{Family, INTERMEDIATE_MAX, Machine};
 pub const KERNELS: Family = &[
     (ops::aclnnMoeFinalizeRoutingV2, finalize_routing),
     (ops::aclnnMoeGatingTopK, gating_top_k),
+    (ops::aclnnMoeInitRoutingCustom, init_routing_v3),
     (ops::aclnnMoeInitRoutingV2, init_routing_v2),
     (ops::aclnnMoeInitRoutingV3, init_routing_v3),
     (ops::aclnnMoeTokenPermute, token_permute),
@@ -257,7 +258,7 @@ fn write_counts(args: &Args<'_>, machine: &mut Machine, position: usize, counts:
 ///
 /// Only pairs with an expert in `range` take part; their rows come first. `expandedRowIdx` holds the position of every
 /// pair (type 0) or the pair at every position (type 1), −1 elsewhere. Counts: ends (0), sizes (1), or pairs of expert
-/// and size of those that have any (2), zeros behind.
+/// and size of those that have any (2), zeros behind. vllm_ascend's own library has the same operator under another name.
 pub fn init_routing_v3(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     let (x, expanded, index) = (tokens(args, 0)?, args.output(13)?, args.output(14)?);
     for (position, want) in [(7, 0), (10, -1)] {
