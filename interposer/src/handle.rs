@@ -57,10 +57,12 @@ pub enum Kind {
     Graph,
     /// `aclrtTaskGrp`.
     TaskGroup,
+    /// `aclrtBinHandle`.
+    Binary,
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Tensor,
         Self::TensorList,
         Self::Scalar,
@@ -77,6 +79,7 @@ impl Kind {
         Self::Physical,
         Self::Graph,
         Self::TaskGroup,
+        Self::Binary,
     ];
 
     /// C type name.
@@ -98,6 +101,7 @@ impl Kind {
             Self::Physical => "aclrtDrvMemHandle",
             Self::Graph => "aclmdlRI",
             Self::TaskGroup => "aclrtTaskGrp",
+            Self::Binary => "aclrtBinHandle",
         }
     }
 
@@ -105,9 +109,13 @@ impl Kind {
     const fn codes(self) -> (i32, i32) {
         use acl_abi::values::{ACL_ERROR_INVALID_PARAM, ACL_ERROR_RT_INVALID_HANDLE, ACL_ERROR_RT_PARAM_INVALID};
         match self {
-            Self::Stream | Self::Event | Self::Context | Self::Physical | Self::Graph | Self::TaskGroup => {
-                (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE)
-            }
+            Self::Stream
+            | Self::Event
+            | Self::Context
+            | Self::Physical
+            | Self::Graph
+            | Self::TaskGroup
+            | Self::Binary => (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE),
             Self::TensorDesc | Self::DataBuffer => (ACL_ERROR_INVALID_PARAM, ACL_ERROR_INVALID_PARAM),
             _ => (ACLNN_PARAM_NULL, ACLNN_PARAM_INVALID),
         }

@@ -80,6 +80,8 @@ pub struct Process {
     pub graphs: Table<Option<Graph>>,
     /// Their task groups.
     pub task_groups: Table<Option<TaskGroup>>,
+    /// Registered binaries of raw kernels: bytes of each.
+    pub binaries: Table<u64>,
     /// Contexts.
     pub contexts: Table<Context>,
     /// Keys of shared memory.
@@ -174,6 +176,7 @@ impl Process {
             physical: Table::new(Kind::Physical, id),
             graphs: Table::new(Kind::Graph, id),
             task_groups: Table::new(Kind::TaskGroup, id),
+            binaries: Table::new(Kind::Binary, id),
             contexts: Table::new(Kind::Context, id),
             keys: Keys::default(),
             peers: Peers::default(),

@@ -15,6 +15,7 @@ pub mod graph;
 pub mod host;
 pub mod init;
 pub mod ipc;
+pub mod kernel;
 pub mod memory;
 pub mod pages;
 pub mod refusals;
