@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +18,9 @@ use crate::START_TIME_MAX;
 const LINES_KEPT_MAX: usize = 60;
 /// How long a program may take to end after SIGTERM before it is killed.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The same for a program that has processes of its own to end.
+const STOP_GROUP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Process ids of the programs that run now, for [`end_all`].
 pub(crate) static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
@@ -65,40 +68,86 @@ pub struct Program {
     name: String,
     ready: String,
     log: Arc<Mutex<VecDeque<String>>>,
+    /// It leads a process group of its own, which ends with it.
+    leads: bool,
 }
+
+/// Told of each line that a program writes.
+type Watch = Arc<dyn Fn(&str) + Send + Sync>;
 
 impl Program {
     /// Starts `command` and waits for its line that begins with `ready`.
     ///
     /// # Errors
     /// If it ends first or takes longer than [`START_TIME_MAX`]; with its last output.
-    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+    pub fn start(name: &str, command: Command) -> Result<Self> {
+        let (lines, ready) = channel();
+        // Gone with the program's standard output, so that its end is seen at once.
+        let (mut program, errors) = Self::spawn(name, command, false, Arc::new(|_: &str| ()), Some(lines))?;
+        program.ready = program.wait_ready(&ready, &errors)?;
+        Ok(program)
+    }
+
+    /// Starts a program that nobody here wrote, with a process group of its own, and waits until `is_ready`. Each line that it or its
+    /// children write goes to `watch`, errors too.
+    ///
+    /// # Errors
+    /// If it ends first or takes longer than `at_most`; with its last output.
+    pub fn start_when(
+        name: &str,
+        command: Command,
+        at_most: Duration,
+        is_ready: impl Fn() -> bool,
+        watch: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let (mut program, _) = Self::spawn(name, command, true, Arc::new(watch), None)?;
+        let deadline = Instant::now() + at_most;
+        while !is_ready() {
+            if let Some(status) = program.wait(Duration::from_millis(100)) {
+                bail!("{name} ended before it was ready ({status}):\n{}", program.output());
+            }
+            if Instant::now() >= deadline {
+                bail!("{name} was not ready within {at_most:?}:\n{}", program.output());
+            }
+        }
+        Ok(program)
+    }
+
+    fn spawn(
+        name: &str,
+        mut command: Command,
+        leads: bool,
+        watch: Watch,
+        lines: Option<Sender<String>>,
+    ) -> Result<(Self, JoinHandle<()>)> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if leads {
+            command.process_group(0);
+        }
         die_with_parent(&mut command);
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
         RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push(child.id());
         let log = Arc::new(Mutex::new(VecDeque::new()));
-        let (lines, ready) = channel();
         let stdout = child.stdout.take().context("stdout was piped")?;
         let stderr = child.stderr.take().context("stderr was piped")?;
-        let own_log = Arc::clone(&log);
+        let (own_log, own_watch) = (Arc::clone(&log), Arc::clone(&watch));
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if line.starts_with("ready") {
+                if let Some(lines) = lines.as_ref().filter(|_| line.starts_with("ready")) {
                     let _ = lines.send(line.clone());
                 }
+                own_watch(&line);
                 keep(&own_log, line);
             }
         });
         let own_log = Arc::clone(&log);
         let errors = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                watch(&line);
                 keep(&own_log, line);
             }
         });
-        let mut program = Self { child, name: name.to_owned(), ready: String::new(), log };
-        program.ready = program.wait_ready(&ready, &errors)?;
-        Ok(program)
+        Ok((Self { child, name: name.to_owned(), ready: String::new(), log, leads }, errors))
     }
 
     fn wait_ready(&mut self, ready: &Receiver<String>, errors: &JoinHandle<()>) -> Result<String> {
@@ -149,6 +198,7 @@ impl Program {
 
     /// Ends it the hard way, as `kill -9` does.
     pub fn kill(&mut self) {
+        self.end_group();
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.forget();
@@ -175,11 +225,20 @@ impl Program {
             return status;
         }
         signal(self.child.id(), libc::SIGTERM);
-        if let Some(status) = self.wait(STOP_TIME_MAX) {
+        let at_most = if self.leads { STOP_GROUP_TIME_MAX } else { STOP_TIME_MAX };
+        if let Some(status) = self.wait(at_most) {
             return status;
         }
         self.kill();
         ExitStatus::from_raw(libc::SIGKILL)
+    }
+
+    /// Ends what is left of its group. Before the program is reaped: its number is its group's.
+    fn end_group(&self) {
+        if self.leads {
+            // SAFETY: kill has no memory effects; the group is of a child that we started.
+            unsafe { libc::kill(-(self.child.id() as libc::pid_t), libc::SIGKILL) };
+        }
     }
 
     fn forget(&self) {
@@ -219,6 +278,26 @@ mod tests {
         let pid = program.pid();
         drop(program);
         assert!(!std::path::Path::new(&format!("/proc/{pid}/stat")).exists());
+    }
+
+    #[test]
+    fn a_program_without_a_ready_line_is_asked_and_its_children_end_with_it() {
+        let child = Arc::new(Mutex::new(String::new()));
+        let (seen, known) = (Arc::clone(&child), Arc::clone(&child));
+        let script = shell("sleep 60 & echo $! >&2; trap '' TERM; while :; do sleep 0.1; done");
+        let is_ready = move || !known.lock().unwrap().is_empty();
+        let watch = move |line: &str| seen.lock().unwrap().push_str(line);
+        let mut program = Program::start_when("sh", script, START_TIME_MAX, is_ready, watch).unwrap();
+        program.kill();
+        let stat = format!("/proc/{}/stat", child.lock().unwrap());
+        let gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !gone() {
+            assert!(Instant::now() < deadline, "the child of a killed program still runs");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let error = Program::start_when("sh", shell("echo broken; exit 3"), START_TIME_MAX, || false, |_| ());
+        assert!(error.err().unwrap().to_string().contains("ended before it was ready"));
     }
 
     #[test]
