@@ -143,7 +143,10 @@ fn prompt_tokens(number: usize) -> usize {
 }
 
 /// Sends requests, twelve at a time.
-fn load(http: &Http, requests: usize) -> Result<()> {
+///
+/// # Errors
+/// If one fails.
+pub fn load(http: &Http, requests: usize) -> Result<()> {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..12)
@@ -196,7 +199,25 @@ pub fn truth(log: &Path) -> Result<Vec<Vec<Step>>> {
 /// # Errors
 /// If the admin API does not answer.
 pub fn found(daemon: &Daemon) -> Result<Vec<Vec<Found>>> {
+    found_after(daemon, 0)
+}
+
+/// The number that the next step to begin will have, if no more than one is open.
+///
+/// # Errors
+/// As [`found`].
+pub fn next_step(daemon: &Daemon) -> Result<u64> {
     let steps = daemon.admin.get_json("/v1/steps")?;
+    let numbers = steps.as_array().context("a list")?.iter().filter_map(|s| s["number"].as_u64());
+    Ok(numbers.max().map_or(0, |number| number + 1))
+}
+
+/// As [`found`], from step number `after` on.
+///
+/// # Errors
+/// As [`found`].
+pub fn found_after(daemon: &Daemon, after: u64) -> Result<Vec<Vec<Found>>> {
+    let steps = daemon.admin.get_json(&format!("/v1/steps?after={after}"))?;
     let mut streams: BTreeMap<(u64, u64), Vec<Found>> = BTreeMap::new();
     for step in steps.as_array().context("a list")? {
         let number = |name: &str| step[name].as_u64().with_context(|| format!("{name} in {step}"));

@@ -69,9 +69,16 @@ impl Guidellm {
     /// # Errors
     /// If it cannot be installed.
     pub fn ready() -> Result<Self> {
-        let environment = torch::environment::ready(torch::FIRST)?;
-        let packages = environment.beside("guidellm", "tests/python/guidellm.txt")?;
-        Ok(Self { python: environment.python, packages })
+        Self::beside(torch::environment::ready(torch::FIRST)?.python, "guidellm")
+    }
+
+    /// Beside another interpreter's PyTorch, in a directory of this name.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready).
+    pub fn beside(python: PathBuf, name: &str) -> Result<Self> {
+        let packages = torch::environment::beside(&python, name, "tests/python/guidellm.txt")?;
+        Ok(Self { python, packages })
     }
 
     /// Keeps so many `streams` at `url` busy until so many `requests` are done, each with so many tokens of prompt and

@@ -4,7 +4,8 @@
 //! 2. Qwen2.5-7B without weights on a paced Ascend 910B3 (`timing`): an excerpt of the Azure conversation trace, once
 //!    under `fifo` and once under `phase`, and one table of both.
 //!
-//! Every process is a real one: client → gateway → engine → interposer → vnpu-daemon → emulated device.
+//! Every process is a real one: client → gateway → engine → interposer → vnpu-daemon → emulated device. The engine is the reference
+//! engine, or vLLM as published.
 
 use std::io::Write;
 use std::path::Path;
@@ -18,6 +19,8 @@ use stack::{Daemon, Engine, Gateway, StreamEvent, Via};
 use crate::Measure;
 use crate::build::{self, Scratch};
 use crate::figures::Figures;
+use crate::vllm;
+use crate::vllm::server::{MODEL, Server, checkpoint};
 
 /// Mean request rate the trace is rescaled to, requests a second: about three quarters of what one emulated 910B3
 /// carries at ω = 0.5 with these lengths, so that queues form and drain.
@@ -34,6 +37,17 @@ pub(crate) const QWEN: [&str; 10] = [
     "256",
     "--max-model-len",
     "8192",
+];
+/// Arguments of vLLM for the same. Graphs of a few sizes: capturing the thirty that it would otherwise takes minutes here.
+const QWEN_VLLM: [&str; 8] = [
+    "--load-format",
+    "dummy",
+    "--max-num-seqs",
+    "256",
+    "--max-model-len",
+    "8192",
+    "--compilation-config",
+    r#"{"cudagraph_capture_sizes":[1,2,4,8,16,32,64,128,256]}"#,
 ];
 /// Objectives shown: the paper's.
 const OBJECTIVES: [&str; 2] = ["ttft:1000", "tpot:50"];
@@ -54,25 +68,63 @@ const ROWS: [(&str, &str, &str); 9] = [
     ("failed", "failed", "requests"),
 ];
 
+/// Which engine serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// The reference engine of this repository.
+    Reference,
+    /// vLLM and vllm_ascend as published.
+    Vllm,
+}
+
+/// What serves behind the gateway, and how it is started.
+pub(crate) enum Serves<'a> {
+    /// The reference engine with these arguments.
+    Reference(&'a [&'a str]),
+    /// vLLM: its interpreter, the checkpoint, its arguments.
+    Vllm(&'a Path, &'a Path, &'a [&'a str]),
+}
+
+/// A running engine.
+enum Running {
+    Reference(Engine),
+    Vllm(Server),
+}
+
 /// One engine behind a gateway on a device of its own. Fields drop in this order: clients before servers.
 pub(crate) struct Stack {
     pub(crate) gateway: Gateway,
-    _engine: Engine,
+    engine: Running,
     daemon: Daemon,
 }
 
 impl Stack {
-    pub(crate) fn start(dir: &Path, name: &str, spec: &str, policy: &str, engine_args: &[&str]) -> Result<Self> {
+    pub(crate) fn start(dir: &Path, name: &str, spec: &str, policy: &str, serves: &Serves<'_>) -> Result<Self> {
         let daemon = Daemon::start_named(dir, name, spec, policy)?;
         let hints = dir.join(format!("{name}-hints.sock"));
-        let engine = Engine::start(&Via::Daemon(&daemon), Some(&hints), engine_args)?;
-        let gateway = Gateway::start(&engine.http, Some(&hints), &[])?;
-        Ok(Self { gateway, _engine: engine, daemon })
+        let via = Via::Daemon(&daemon);
+        let engine = match serves {
+            Serves::Reference(args) => Running::Reference(Engine::start(&via, Some(&hints), args)?),
+            Serves::Vllm(python, model, args) => Running::Vllm(Server::start(python, &via, Some(&hints), model, args)?),
+        };
+        let gateway = match &engine {
+            Running::Reference(engine) => Gateway::start(&engine.http, Some(&hints), &[])?,
+            Running::Vllm(server) => Gateway::start(&server.http, Some(&hints), &[])?,
+        };
+        Ok(Self { gateway, engine, daemon })
+    }
+
+    /// The engine's last words.
+    fn output(&self) -> String {
+        match &self.engine {
+            Running::Reference(engine) => engine.program.output(),
+            Running::Vllm(server) => server.program.output(),
+        }
     }
 }
 
 /// Runs both acts.
-pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>) -> Result<()> {
+pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>, kind: Kind) -> Result<()> {
     ensure!((0.0..=1.0).contains(&omega), "--omega must lie between 0 and 1, not {omega}");
     build::programs()?;
     let scratch = Scratch::new()?;
@@ -82,11 +134,17 @@ pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>) -
         "\n1  A chat with models/tiny-qwen2 on an emulated Ascend910B3 (functional: real arithmetic, no pacing)\n"
     );
     let model = build::root().join("models/tiny-qwen2");
-    let model = model.to_str().context("the path of the source tree is not UTF-8")?;
-    let tiny = ["--model", model, "--served-model-name", "tiny-qwen2"];
-    let chat = Stack::start(scratch.path(), "chat", "Ascend910B3:functional", "phase", &tiny)?;
+    let path = model.to_str().context("the path of the source tree is not UTF-8")?;
+    let tiny = ["--model", path, "--served-model-name", "tiny-qwen2"];
+    let python = if kind == Kind::Vllm { Some(vllm::ready()?) } else { None };
+    let serves = match &python {
+        None => Serves::Reference(&tiny),
+        Some(python) => Serves::Vllm(python, &model, &["--gpu-memory-utilization", "0.5", "--enforce-eager"]),
+    };
+    let name = if kind == Kind::Vllm { MODEL } else { "tiny-qwen2" };
+    let chat = Stack::start(scratch.path(), "chat", "Ascend910B3:functional", "phase", &serves)?;
     println!("   client → gateway → engine → interposer → vnpu-daemon → {}\n", device_label(&chat.daemon)?);
-    talk(&chat, "What is a virtual NPU?", &mut figures)?;
+    talk(&chat, name, "What is a virtual NPU?", &mut figures)?;
 
     let spec = format!("Ascend910B3:timing:paced:omega={omega}");
     let seconds = if measure.quick { 12 } else { 60 };
@@ -94,9 +152,14 @@ pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>) -
         "\n2  Qwen2.5-7B (shapes, no weights): {seconds} s of the Azure conversation trace at {TRACE_RATE} requests/s\n"
     );
     let mut label = String::new();
+    let shapes = python.as_ref().map(|python| checkpoint(python, "shapes", scratch.path(), &[])).transpose()?;
+    let serves = match (&python, &shapes) {
+        (Some(python), Some(shapes)) => Serves::Vllm(python, shapes, &QWEN_VLLM),
+        _ => Serves::Reference(&QWEN),
+    };
     for policy in POLICIES {
         let timeline = timeline.filter(|_| policy == TRACED);
-        label = trace(scratch.path(), &spec, policy, seconds, timeline, &mut figures)?;
+        label = trace(scratch.path(), &spec, policy, &serves, seconds, timeline, &mut figures)?;
     }
     figures.set_text("device", &label);
     figures.set("omega", omega);
@@ -108,7 +171,7 @@ pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>) -
         println!("\nThe chat stack is running; Ctrl-C ends it. Try:\n");
         println!(
             "  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\\n    \
-             -d '{{\"model\":\"tiny-qwen2\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"What is prefill?\"}}]}}'"
+             -d '{{\"model\":\"{name}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"What is prefill?\"}}]}}'"
         );
         println!("  curl {}/v1/status\n", chat.daemon.admin.url());
         loop {
@@ -126,11 +189,11 @@ fn device_label(daemon: &Daemon) -> Result<String> {
 }
 
 /// Asks one question and prints the answer as it arrives.
-fn talk(stack: &Stack, question: &str, figures: &mut Figures) -> Result<()> {
+fn talk(stack: &Stack, model: &str, question: &str, figures: &mut Figures) -> Result<()> {
     println!("   user       {question}");
     print!("   assistant  ");
     let body = json!({
-        "model": "tiny-qwen2",
+        "model": model,
         "messages": [{ "role": "user", "content": question }],
         "temperature": 0,
         "max_tokens": 120,
@@ -165,12 +228,13 @@ pub(crate) fn trace(
     dir: &Path,
     spec: &str,
     policy: &str,
+    serves: &Serves<'_>,
     seconds: u32,
     timeline: Option<&Path>,
     figures: &mut Figures,
 ) -> Result<String> {
     println!("   {policy}: starting daemon, engine, gateway …");
-    let stack = Stack::start(dir, policy, spec, policy, &QWEN)?;
+    let stack = Stack::start(dir, policy, spec, policy, serves)?;
     let label = device_label(&stack.daemon)?;
     let json = dir.join(format!("{policy}.json"));
     if timeline.is_some() {
@@ -193,7 +257,7 @@ pub(crate) fn trace(
     ensure!(
         matches!(status.code(), Some(0 | 3)),
         "loadgen failed ({status}); the engine's last words:\n{}",
-        stack._engine.program.output()
+        stack.output()
     );
     figures.absorb(&json, &format!("{policy}_"))?;
     if let Some(path) = timeline {

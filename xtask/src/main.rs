@@ -9,6 +9,7 @@ mod demo;
 mod figures;
 mod fuzz;
 mod site;
+mod suite;
 mod test;
 mod torch;
 mod vllm;
@@ -52,6 +53,9 @@ enum Task {
         /// Overlap of co-running operators on the emulated device, 0 (serialise) to 1 (fluid).
         #[arg(long, default_value_t = 0.5)]
         omega: f64,
+        /// The engine: this repository's, or vLLM as published (installs 4 GB first).
+        #[arg(long, default_value = "reference")]
+        engine: demo::Kind,
     },
     /// Formatting, lints, dependency policy, every test, PyTorch on virtual NPUs.
     Test(test::Tests),
@@ -120,6 +124,11 @@ enum Bench {
         #[command(flatten)]
         measure: Measure,
     },
+    /// Unmodified vLLM, eager and with ACL graphs: ms a decode step through the daemon against direct, round trips a step.
+    Vllm {
+        #[command(flatten)]
+        measure: Measure,
+    },
     /// The paced device against the cost model: decode step and prefill of Qwen2.5-7B, alone and co-running.
     Timing {
         #[command(flatten)]
@@ -129,7 +138,9 @@ enum Bench {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
-        Task::Demo { measure, keep, omega, trace } => demo::run(&measure, keep, omega, trace.as_deref()),
+        Task::Demo { measure, keep, omega, trace, engine } => {
+            demo::run(&measure, keep, omega, trace.as_deref(), engine)
+        }
         Task::Test(tests) => test::run(&tests),
         Task::Reference => {
             build::programs()?;
@@ -154,6 +165,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Bench(Bench::Loadgen(bench)) => bench::loadgen::run(&bench),
         Task::Bench(Bench::Phases { measure, without_torch }) => bench::phases::run(&measure, without_torch),
         Task::Bench(Bench::Torch { measure }) => bench::torch::run(&measure),
+        Task::Bench(Bench::Vllm { measure }) => bench::vllm::run(&measure),
         Task::Bench(Bench::Timing { measure }) => bench::timing::run(&measure),
     }
 }

@@ -1,7 +1,7 @@
 """Times greedy decoding of a tiny random Qwen2 on an NPU, as often as it is asked to.
 
 Usage: decode_speed.py LAYERS ATTENTION. Prints `ready` and the version of transformers, then for every line of standard input,
-a number of tokens, generates that many and prints the milliseconds one took. The prompt's pass is in the first token's time.
+a number of tokens, generates that many and prints `ms` and the milliseconds one took. The prompt's pass is in the first token's time.
 """
 
 import sys
@@ -31,4 +31,4 @@ def generate(tokens):
 
 print("ready", transformers.__version__, flush=True)
 for line in sys.stdin:
-    print(generate(int(line)), flush=True)
+    print("ms", generate(int(line)), flush=True)

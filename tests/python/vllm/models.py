@@ -28,16 +28,20 @@ SIZES = {
     # Random weights this large keep the logits apart; the usual 0.02 leaves all of them nearly equal.
     "initializer_range": 0.2,
 }
+# Every layer has experts, and not all of them a token.
+MIXTURE = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 FAMILIES = {
     "qwen2": (tr.Qwen2Config, tr.Qwen2ForCausalLM, SIZES),
     "qwen3": (tr.Qwen3Config, tr.Qwen3ForCausalLM, SIZES | {"head_dim": 16}),
+    "qwen3_moe": (tr.Qwen3MoeConfig, tr.Qwen3MoeForCausalLM, SIZES | MIXTURE),
     "llama": (tr.LlamaConfig, tr.LlamaForCausalLM, SIZES),
 }
 
 
-def checkpoint(family, dtype, path):
+def checkpoint(family, dtype, path, layers=SIZES["num_hidden_layers"]):
     """Writes a checkpoint with a tokenizer whose words are `t3`, `t4`, …; the model."""
     config, model, sizes = FAMILIES[family]
+    sizes = sizes | {"num_hidden_layers": layers}
     torch.manual_seed(SEED)
     model = model(config(**sizes)).to(dtype).eval()
     model.save_pretrained(path)

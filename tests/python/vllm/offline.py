@@ -1,67 +1,29 @@
-"""Offline generation with vLLM on the device against transformers on the CPU: tokens, log-probabilities, prefix cache, sampling.
-
-Each test runs `engine.py` as a program of its own, as a user would, and compares what it answered.
+"""Offline generation with vLLM on the device, eager, against transformers on the CPU: tokens, log-probabilities, prefix cache,
+sampling, scheduling.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.append(os.path.dirname(HERE))
+from drive import EAGER, GREEDY, PROMPTS, TOKENS, generate, right, run, same_tokens
+from models import checkpoint, greedy, log_probabilities, prompt
 
-import runner  # noqa: E402
-from models import checkpoint, greedy, log_probabilities, prompt, spoken, words  # noqa: E402
+import runner
+import torch
 
-import torch  # noqa: E402
-
-# Of one block, of several, over a block's end, and of one token.
-PROMPTS = [prompt(length, length) for length in (5, 17, 130, 1)]
-TOKENS = 20
-GREEDY = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
-OPTIONS = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8, "gpu_memory_utilization": 0.5}
 # What bfloat16 may move a log-probability by, four layers with large random weights.
 BFLOAT16_MAX = 0.25
-PATIENCE_S = 600
 
 
-def engine(path, batches, processes=1, **options):
-    """Answers of vLLM for each batch of (prompts, sampling)."""
-    job = {
-        "options": OPTIONS | {"model": path} | options,
-        "batches": [{"prompts": prompts, "sampling": sampling} for prompts, sampling in batches],
-    }
-    with tempfile.NamedTemporaryFile("w+", suffix=".json") as file:
-        json.dump(job, file)
-        file.flush()
-        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": str(processes - 1), "VLLM_NO_USAGE_STATS": "1"}
-        environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD")
-        done = subprocess.run(
-            [sys.executable, "-B", os.path.join(HERE, "engine.py"), file.name],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        if done.returncode != 0:
-            raise AssertionError(f"status {done.returncode}\n{done.stdout[-6000:]}")
-        with open(file.name) as answered:
-            return json.load(answered)["answers"]
-
-
-def same_tokens(family, processes):
-    """Single precision: greedy tokens are the CPU's, each prompt beside the others."""
-    with tempfile.TemporaryDirectory() as path:
-        model = checkpoint(family, torch.float32, path)
-        [answers] = engine(path, [(PROMPTS, GREEDY)], processes, dtype="float32")
-        for given, answer in zip(PROMPTS, answers, strict=True):
-            want = greedy(model, given, TOKENS)
-            assert answer["tokens"] == want, f"prompt of {len(given)}: {answer['tokens']}, want {want}"
-            assert words(answer["text"]) == spoken(want), answer["text"]
+def tokens(family, processes=1, **options):
+    facts = same_tokens(family, processes, **EAGER, **options)
+    assert facts["mode"] == "NONE" and facts["graphs"] == 0, facts
     return f"{len(PROMPTS) * TOKENS} tokens"
+
+
+def scheduling(processes, **options):
+    """With asynchronous scheduling, which is vLLM's default, the next step is prepared before this one's tokens are there."""
+    facts = same_tokens("qwen2", processes, **EAGER, **options)
+    assert facts["asynchronous"] == options.get("async_scheduling", True), facts
 
 
 def prefix_cache():
@@ -71,7 +33,7 @@ def prefix_cache():
     second = first[:270] + prompt(31, 8)
     with tempfile.TemporaryDirectory() as path:
         model = checkpoint("qwen2", torch.float32, path)
-        answers = engine(path, [([first], GREEDY), ([second, first], GREEDY)], dtype="float32")
+        answers, _ = run(path, [generate([first]), generate([second, first])], dtype="float32", **EAGER)
         for given, answer, cached in [(first, answers[0][0], 0), (second, answers[1][0], 256), (first, answers[1][1], 256)]:
             assert answer["cached"] == cached, f"{answer['cached']} tokens from the cache, want {cached}"
             assert answer["tokens"] == greedy(model, given, TOKENS)
@@ -82,15 +44,14 @@ def prompts_in_pieces():
     given = [prompt(length, length) for length in (400, 90, 3)]
     with tempfile.TemporaryDirectory() as path:
         model = checkpoint("qwen2", torch.float32, path)
-        [answers] = engine(path, [(given, GREEDY)], dtype="float32", max_num_batched_tokens=128)
-        for one, answer in zip(given, answers, strict=True):
-            assert answer["tokens"] == greedy(model, one, TOKENS), f"prompt of {len(one)}"
+        [answers], _ = run(path, [generate(given)], dtype="float32", max_num_batched_tokens=128, **EAGER)
+        right(model, given, answers)
 
 
 def log_probabilities_agree():
     with tempfile.TemporaryDirectory() as path:
         model = checkpoint("qwen2", torch.float32, path)
-        [answers] = engine(path, [(PROMPTS, GREEDY | {"logprobs": 5})], dtype="float32")
+        [answers], _ = run(path, [generate(PROMPTS, GREEDY | {"logprobs": 5})], dtype="float32", **EAGER)
         worst = 0.0
         for given, answer in zip(PROMPTS, answers, strict=True):
             want = log_probabilities(model, given, answer["tokens"])
@@ -106,8 +67,8 @@ def sampling():
     with tempfile.TemporaryDirectory() as path:
         model = checkpoint("qwen2", torch.float32, path)
         sample = GREEDY | {"temperature": 1.5, "top_k": 5, "top_p": 0.98}
-        seeded = [([PROMPTS[1]], sample | {"seed": seed}) for seed in (1, 2, 1)]
-        answers = engine(path, [(PROMPTS, sample), *seeded], dtype="float32")
+        seeded = [generate([PROMPTS[1]], sample | {"seed": seed}) for seed in (1, 2, 1)]
+        answers, _ = run(path, [generate(PROMPTS, sample), *seeded], dtype="float32", **EAGER)
         for given, answer in zip(PROMPTS, answers[0], strict=True):
             likely = log_probabilities(model, given, answer["tokens"]).topk(5).indices
             for step, token in enumerate(answer["tokens"]):
@@ -120,7 +81,7 @@ def bfloat16():
     """Half precision: each greedy token's log-probability is near the CPU's best for the text so far."""
     with tempfile.TemporaryDirectory() as path:
         model = checkpoint("qwen2", torch.bfloat16, path).float()
-        [answers] = engine(path, [(PROMPTS, GREEDY | {"logprobs": 1})], dtype="bfloat16")
+        [answers], _ = run(path, [generate(PROMPTS, GREEDY | {"logprobs": 1})], dtype="bfloat16", **EAGER)
         worst = 0.0
         for given, answer in zip(PROMPTS, answers, strict=True):
             want = log_probabilities(model, given, answer["tokens"])
@@ -132,12 +93,16 @@ def bfloat16():
 
 
 TESTS = {
-    "qwen2_tokens": lambda: same_tokens("qwen2", 1),
-    "qwen2_tokens_engine_in_its_own_process": lambda: same_tokens("qwen2", 2),
-    "qwen3_tokens": lambda: same_tokens("qwen3", 1),
-    "llama_tokens": lambda: same_tokens("llama", 1),
+    "qwen2_tokens": lambda: tokens("qwen2"),
+    "qwen2_tokens_engine_in_its_own_process": lambda: tokens("qwen2", 2),
+    "qwen3_tokens": lambda: tokens("qwen3"),
+    "qwen3_moe_tokens": lambda: tokens("qwen3_moe"),
+    "llama_tokens": lambda: tokens("llama"),
     "prefix_cache": prefix_cache,
     "prompts_in_pieces": prompts_in_pieces,
+    "asynchronous_scheduling": lambda: scheduling(1),
+    "asynchronous_scheduling_engine_in_its_own_process": lambda: scheduling(2),
+    "synchronous_scheduling": lambda: scheduling(2, async_scheduling=False),
     "log_probabilities": log_probabilities_agree,
     "sampling": sampling,
     "bfloat16": bfloat16,

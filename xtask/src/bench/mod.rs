@@ -1,5 +1,6 @@
 //! Benchmarks: each prints a table, takes `--json FILE` and `--quick`, and compares what it compares interleaved.
 
+mod decoder;
 pub mod dispatch;
 pub mod dispatch_cost;
 pub mod gateway;
@@ -8,3 +9,4 @@ pub mod overhead;
 pub mod phases;
 pub mod timing;
 pub mod torch;
+pub mod vllm;

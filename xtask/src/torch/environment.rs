@@ -26,25 +26,33 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// A directory with other packages for this environment's Python, to be put before its own: those of `requirements`, a
-    /// file of the repository. Made if need be.
+    /// As [`beside`], of this environment's Python.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// As there.
     pub fn beside(&self, name: &str, requirements: &str) -> Result<PathBuf> {
-        let dir = build::root().join("target/python").join(name);
-        let (stamp, file) = (dir.join("installed.txt"), build::root().join(requirements));
-        let wanted = std::fs::read_to_string(&file).with_context(|| requirements.to_owned())?;
-        if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
-            if dir.exists() {
-                std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
-            }
-            let (target, file) = (dir.display().to_string(), file.display().to_string());
-            pip(&self.python, &["--no-deps", "--target", &target, "-r", &file])?;
-            std::fs::write(stamp, wanted)?;
-        }
-        Ok(dir)
+        beside(&self.python, name, requirements)
     }
+}
+
+/// A directory with other packages for a Python, to be put before its own: those of `requirements`, a file of the repository. Made
+/// if need be.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn beside(python: &Path, name: &str, requirements: &str) -> Result<PathBuf> {
+    let dir = build::root().join("target/python").join(name);
+    let (stamp, file) = (dir.join("installed.txt"), build::root().join(requirements));
+    let wanted = std::fs::read_to_string(&file).with_context(|| requirements.to_owned())?;
+    if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        }
+        let (target, file) = (dir.display().to_string(), file.display().to_string());
+        pip(python, &["--no-deps", "--target", &target, "-r", &file])?;
+        std::fs::write(stamp, wanted)?;
+    }
+    Ok(dir)
 }
 
 /// The environment for `version` of PyTorch and torch_npu, made if need be, with pip's progress on the terminal.

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-pub use suites::{nothing_left, run};
+pub use suites::run;
 
 /// The PyTorch that every test run uses.
 pub const FIRST: &str = "2.9.1";

@@ -4,19 +4,15 @@
 //! nothing of this project: `vnpu run` puts them on virtual NPUs, and what they compute is compared with PyTorch's CPU.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use stack::{Daemon, Ended};
+use anyhow::Result;
+use stack::Daemon;
 
 use super::environment::{self, Environment};
 use crate::build::{self, Scratch};
-use crate::test::{AGAIN_MAX, Tally, summary};
+use crate::suite::nothing_left;
+use crate::test::{AGAIN_MAX, Tally};
 
-/// Longest that one suite may take.
-const SUITE_TIME_MAX: Duration = Duration::from_secs(15 * 60);
-/// Longest that a daemon may take to forget an ended client.
-const FORGET_TIME_MAX: Duration = Duration::from_secs(10);
 /// The devices that suites see.
 const DEVICE: &str = "Ascend910B3:functional:hbm=2";
 
@@ -89,7 +85,6 @@ fn steady(suite: &Suite, environment: &Environment, daemons: &[Daemon]) -> Resul
 }
 
 fn one(suite: &Suite, environment: &Environment, daemons: &[Daemon]) -> Result<Tally> {
-    let start = Instant::now();
     let script = build::root().join("tests/python/torch").join(suite.script).with_extension("py");
     let variables: String = suite.variables.iter().map(|(name, value)| format!(" {name}={value}")).collect();
     println!("\n{} on torch {}{variables}", suite.script, environment.version);
@@ -100,39 +95,5 @@ fn one(suite: &Suite, environment: &Environment, daemons: &[Daemon]) -> Result<T
     }
     command.arg("--").arg(&environment.python).args(["-B", "-u"]).arg(script);
     command.envs(suite.variables.iter().copied());
-    let mut tally = None;
-    let ended = stack::run_script(command, SUITE_TIME_MAX, |line| {
-        tally = summary(line).or(tally);
-        println!("{line}");
-    })?;
-    match (&ended, tally) {
-        (_, Some(tally)) if ended.success() || tally.failed > 0 => return Ok(tally),
-        (Ended::Late, _) => println!("{}: FAILED, still running after {SUITE_TIME_MAX:?}", suite.script),
-        (Ended::Exit(status), _) => {
-            println!("{}: FAILED, ended with {status} after {:?}", suite.script, start.elapsed());
-        }
-    }
-    let passed = tally.map_or(0, |t| t.passed);
-    Ok(Tally { passed, failed: 1 })
-}
-
-/// A suite has ended: the daemons hold nothing of it.
-pub fn nothing_left(daemons: &[Daemon]) -> Result<Tally> {
-    let deadline = Instant::now() + FORGET_TIME_MAX;
-    for daemon in daemons {
-        loop {
-            let status = daemon.status()?;
-            let used = status["memory"]["used_bytes"].as_u64().context("no memory.used_bytes")?;
-            let sessions = status["sessions"].as_array().map_or(0, Vec::len);
-            if used == 0 && sessions == 0 {
-                break;
-            }
-            if Instant::now() >= deadline {
-                println!("daemon: FAILED, {sessions} sessions with {used} bytes are left of an ended client");
-                return Ok(Tally { passed: 0, failed: 1 });
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-    Ok(Tally { passed: 1, failed: 0 })
+    crate::suite::one(suite.script, command)
 }

@@ -21,7 +21,7 @@ use stack::StreamEvent;
 
 use super::workload::{MODEL, PROFILE, requests};
 use crate::build::{self, Scratch};
-use crate::demo;
+use crate::demo::{self, Serves};
 use crate::figures::{Figures, median};
 
 /// Promised.
@@ -61,7 +61,7 @@ pub fn run(quick: bool, figures: &mut Figures) -> Result<()> {
     println!("{:<8} {:<22} {:>12} {:>12} {:>9}", "", "", "processes", "virtual", "error");
     for policy in [PolicyName::Fifo, PolicyName::Phase] {
         let name = policy.name();
-        demo::trace(scratch.path(), &spec, name, seconds, None, figures)?;
+        demo::trace(scratch.path(), &spec, name, &Serves::Reference(&demo::QWEN), seconds, None, figures)?;
         let engine = EngineConfig { max_num_seqs: SLOTS, ..EngineConfig::new(Mode::Split, &MODEL, &PROFILE) };
         let setup = Setup { host, ..Setup::single(PROFILE, corun, PolicyConfig::named(policy), engine) };
         let mut weigher = Weigher::new(MODEL, PROFILE);
@@ -91,7 +91,7 @@ pub fn run(quick: bool, figures: &mut Figures) -> Result<()> {
 /// What the host takes, from requests that run alone, one after the other: a token's interval beyond its step's modelled
 /// time, and the first token's beyond the prompt's and that.
 fn measure_host(dir: &Path, spec: &str, requests: usize) -> Result<Host> {
-    let stack = demo::Stack::start(dir, "host", spec, "phase", &demo::QWEN)?;
+    let stack = demo::Stack::start(dir, "host", spec, "phase", &Serves::Reference(&demo::QWEN))?;
     let (prompt, output) = LONE;
     let tokens: Vec<u32> = (0..prompt).map(|i| 1 + i % 900).collect();
     let body = json!({ "model": "qwen2.5-7b", "prompt": tokens, "max_tokens": output, "ignore_eos": true });
