@@ -47,6 +47,8 @@ const LAYOUT: Layout = Layout {
 const STEPS_MAX: usize = 512;
 /// For what is in flight when the client goes; an operator takes milliseconds here, an hour would be a way to stop the device.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
+/// Memory in front of the neighbour's: a few of a guest's blocks.
+const HOLE_BYTES: u64 = 8 << 10;
 /// Elements of the neighbour's tensors.
 const ELEMENTS: usize = 64;
 
@@ -114,10 +116,12 @@ impl World {
         world
     }
 
-    /// The neighbour allocates and fills its memory: `a[i] = i`, `b[i] = 2 i`.
+    /// The neighbour allocates and fills its memory: `a[i] = i`, `b[i] = 2 i`. Before it lies a hole, which guests get: what writes
+    /// past the end of a block there hits the neighbour.
     fn settle_in(&mut self) {
         let reply = ReplyTo { slot: 0, seq: 1 };
         let bytes = (ELEMENTS * 4) as u64;
+        self.honest(&Record::Malloc { size: HOLE_BYTES, reply }, None);
         for block in 0..3 {
             self.honest(&Record::Malloc { size: bytes, reply }, None);
             let values: Vec<u8> = (0..ELEMENTS).flat_map(|i| ((i * block) as f32).to_le_bytes()).collect();
@@ -125,6 +129,7 @@ impl World {
             let dst = self.neighbour.block(block);
             self.honest(&Record::CopyIn { dst, source, stream: None, reply: Some(reply) }, None);
         }
+        self.honest(&Record::Free { addr: self.neighbour.base, reply }, None);
     }
 
     /// A record of the neighbour, taken in at once.
@@ -274,7 +279,7 @@ impl World {
 impl Neighbour {
     /// Address of one of its blocks, which are handed out in order, a page each and one between.
     fn block(&self, index: usize) -> u64 {
-        self.base + 8192 * index as u64
+        self.base + HOLE_BYTES + 4096 + 8192 * index as u64
     }
 }
 
