@@ -102,6 +102,9 @@ pub struct RunArgs {
     /// Threads, each with its own connections; as many as there are cores when left out.
     #[arg(long, visible_alias = "workers-max")]
     pub threads: Option<usize>,
+    /// Cores that threads keep to, one each: where a server on the same machine is kept to others.
+    #[arg(long, value_delimiter = ',')]
+    pub cores: Vec<usize>,
     /// Where requests come from.
     #[arg(long, value_enum, default_value = "random")]
     pub dataset_name: DatasetName,

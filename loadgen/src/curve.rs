@@ -187,6 +187,18 @@ mod tests {
         let page = page("ttft:p99<1s", "between 2 and 4", &["loadgen".into()], Load::Rate, &points);
         assert_eq!((page.matches("<svg").count(), page.matches(">met</td>").count()), (3, 2));
         assert_eq!(page.matches("Cut off").count(), 2, "90 s are far above one second");
+        assert!(page.contains("90000.00"), "the table has what was measured");
+        // Drawn as high as four times the limit, no higher and no lower.
+        let plots = |value_ms: f64| -> String {
+            let points = [point(4.0, value_ms, Some(1000.0)), points[1].clone()];
+            let page = super::page("o", "f", &[], Load::Rate, &points);
+            page.split_inclusive("</svg>")
+                .filter_map(|part| part.split_once("<svg"))
+                .map(|(_, svg)| svg.to_owned())
+                .collect()
+        };
+        assert_eq!(plots(90_000.0), plots(4000.0));
+        assert_ne!(plots(3000.0), plots(4000.0));
         assert!(page.contains("ttft:p99&lt;1s") && page.contains("line d") && !page.contains("NaN"));
     }
 

@@ -8,6 +8,7 @@ pub mod csv;
 pub mod curve;
 pub mod dataset;
 pub mod html;
+pub mod http1;
 pub mod measure;
 pub mod plot;
 pub mod profile;

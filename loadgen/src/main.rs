@@ -5,6 +5,7 @@
 mod body;
 mod cli;
 mod clock;
+mod cores;
 mod engine;
 mod live;
 mod mock;

@@ -124,6 +124,7 @@ pub fn measure(args: &RunArgs, plan: &[Planned]) -> anyhow::Result<(Vec<Outcome>
         threads: args.threads(),
         max_concurrency: args.max_concurrency,
         run_id: format!("loadgen{:x}", since_epoch.as_micros() as u64),
+        cores: args.cores.clone(),
     };
     for i in 0..args.num_warmups {
         let first = jobs[i % jobs.len()].turns[..1].to_vec();
@@ -220,7 +221,7 @@ fn first_model(target: &Target) -> anyhow::Result<String> {
 /// A connection that failed, or a status that is no success.
 pub async fn get(target: &Target, path: &str) -> anyhow::Result<bytes::Bytes> {
     let pool = Pool::new(target.endpoint.clone());
-    request::get(&pool, target.get(path)?).await.map_err(|f| anyhow::anyhow!("{f}"))
+    request::get(&pool, &target.get(path)?).await.map_err(|f| anyhow::anyhow!("{f}"))
 }
 
 #[cfg(test)]

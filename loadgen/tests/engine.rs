@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use common::{Mock, PROGRAM, loadgen, number, run, text};
@@ -155,4 +157,56 @@ fn same_seed_same_schedule_byte_for_byte() {
     assert_eq!(first.iter().filter(|b| **b == b'\n').count(), 200);
     assert_eq!(first, dry(&["--seed", "3", "--threads", "5"]));
     assert_ne!(first, dry(&["--seed", "4"]));
+}
+
+/// A server that reads `reads` bytes of each connection's only request, says `says` and closes; its address.
+fn abrupt_server(reads: usize, says: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut seen) = (stream.unwrap(), 0);
+            let mut buffer = vec![0; 1 << 16];
+            while seen < reads {
+                match stream.read(&mut buffer).unwrap_or(0) {
+                    0 => break,
+                    n => seen += n,
+                }
+            }
+            let _ = stream.write_all(says.as_bytes());
+            // What is still under way would turn the close into a reset, which takes the answer with it.
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            while stream.read(&mut buffer).is_ok_and(|n| n > 0) {}
+        }
+    });
+    url
+}
+
+#[test]
+fn servers_that_close_after_each_answer_are_measured_too() {
+    const EVENTS: &str = "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n";
+    for (head, failure) in [
+        ("HTTP/1.0 200 OK\r\n\r\n", None),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 54\r\n\r\n", None),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 55\r\n\r\n", Some("stream broke off: connection closed in the middle")),
+        ("HTTP/1.1 413 Too Large\r\n\r\n", Some("HTTP 413 Payload Too Large: data: {")),
+    ] {
+        assert_eq!(EVENTS.len(), 54);
+        let url = abrupt_server(100, Box::leak(format!("{head}{EVENTS}").into_boxed_str()));
+        // Some 200 kB: more than a socket takes from a client whose server has stopped reading.
+        let long = if failure.is_some() { "60000" } else { "8" };
+        let out = loadgen(
+            &[
+                &["--base-url", &url, "--model", "m", "--no-progress", "--num-prompts", "6", "--max-concurrency", "1"]
+                    [..],
+                &["--random-input-len", long],
+            ]
+            .concat(),
+        );
+        let told = text(&out);
+        let count = |name: &str| told.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_whitespace().last());
+        let want = if failure.is_some() { ["0", "6"] } else { ["6", "0"] };
+        assert_eq!(["Successful requests:", "Failed requests:"].map(count), want.map(Some), "{head}: {told}");
+        assert!(failure.is_none_or(|why| told.contains(&format!("failed 6×: {why}"))), "{head}: {told}");
+    }
 }

@@ -1,8 +1,8 @@
 //! Connections of one thread: opened when a request finds none idle, kept for the next.
 //!
 //! The time of arrival is taken where bytes leave the socket ([`Stamped`]), below TLS and HTTP, so that no parsing, no queue
-//! and no other stream of this program is measured as the server's. One task reads a stream's chunks before its connection
-//! reads on, so with HTTP/1.1 the stamp is that chunk's own; with HTTP/2 it is the connection's latest read.
+//! and no other stream of this program is measured as the server's. With HTTP/1.1 ([`Http1`]) the stamp is that chunk's own;
+//! with HTTP/2, which is hyper's, it is the connection's latest read.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -13,16 +13,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Full;
+use http::HeaderValue;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Failure;
+use super::http1::{Buffer, Http1, Unsent};
+use super::target::{Head, REQUEST_ID};
 use crate::clock::now_ns;
 
 /// Streams that share an HTTP/2 connection: what servers commonly allow at least.
@@ -103,8 +105,9 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
 type Body = Full<Bytes>;
 
 enum Sender {
-    One(http1::SendRequest<Body>),
-    Two(http2::SendRequest<Body>),
+    One(Http1),
+    /// With the body of the answer that is being read.
+    Two(http2::SendRequest<Body>, Option<Incoming>),
 }
 
 /// A connection that a request has to itself, or one stream of one.
@@ -127,25 +130,60 @@ impl Connection {
         self.stamp.get()
     }
 
-    /// Sends a request; gives it back if it has not left because the connection was closed meanwhile.
-    pub async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, (Failure, Option<Request<Body>>)> {
-        let sent = match &mut self.sender {
-            Sender::One(sender) => sender.try_send_request(request).await,
-            Sender::Two(sender) => sender.try_send_request(request).await,
-        };
-        sent.map_err(|mut error| {
-            let request = error.take_message();
-            (Failure::new(&error.into_error()), request)
-        })
+    /// The same, for who is told of bytes while the connection reads.
+    pub fn stamp(&self) -> Stamp {
+        Rc::clone(&self.stamp)
     }
 
-    fn is_open(&self) -> bool {
-        match &self.sender {
-            Sender::One(sender) => !sender.is_closed(),
-            Sender::Two(sender) => !sender.is_closed(),
+    /// Sends a request and waits for the head of its answer; its status.
+    ///
+    /// # Errors
+    /// Why there is no answer, and whether the request has left.
+    pub async fn send(&mut self, head: &Head, id: Option<&str>, body: &Bytes) -> Result<u16, Unsent> {
+        match &mut self.sender {
+            Sender::One(one) => one.send(head, id, body).await,
+            Sender::Two(sender, answer) => {
+                let mut request = head.request.clone().map(|()| Full::new(body.clone()));
+                if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
+                    request.headers_mut().insert(REQUEST_ID, id);
+                }
+                let sent = sender.try_send_request(request).await.map_err(|mut error| {
+                    let whole = error.take_message().is_some();
+                    Unsent { failure: Failure::new(&error.into_error()), whole }
+                })?;
+                let (head, body) = sent.into_parts();
+                *answer = Some(body);
+                Ok(head.status.as_u16())
+            }
+        }
+    }
+
+    /// Waits for the next bytes of the answer's body and gives them to `part`; false at the body's end.
+    ///
+    /// # Errors
+    /// A connection that broke or ended too early.
+    pub async fn read(&mut self, mut part: impl FnMut(&[u8])) -> Result<bool, Failure> {
+        match &mut self.sender {
+            Sender::One(one) => one.read(part).await,
+            Sender::Two(_, None) => Ok(false),
+            Sender::Two(_, Some(answer)) => match answer.frame().await {
+                None => Ok(false),
+                Some(Err(error)) => Err(Failure::new(&error)),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        part(data);
+                    }
+                    Ok(true)
+                }
+            },
+        }
+    }
+
+    /// Whether another request can go out.
+    fn is_free(&mut self) -> bool {
+        match &mut self.sender {
+            Sender::One(one) => one.is_free(),
+            Sender::Two(sender, _) => !sender.is_closed(),
         }
     }
 }
@@ -153,6 +191,7 @@ impl Connection {
 /// The connections of one thread.
 pub struct Pool {
     endpoint: Endpoint,
+    buffer: Buffer,
     idle: RefCell<Vec<Connection>>,
     /// One handle for each HTTP/2 connection; its streams are counted in the handle.
     shared: RefCell<Vec<Connection>>,
@@ -168,6 +207,7 @@ impl Pool {
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
+            buffer: Buffer::default(),
             idle: RefCell::default(),
             shared: RefCell::default(),
             opening: tokio::sync::Mutex::default(),
@@ -181,27 +221,27 @@ impl Pool {
         if self.endpoint.http2 {
             return self.stream().await;
         }
-        loop {
-            let found = self.idle.borrow_mut().pop();
-            match found {
-                Some(connection) if connection.is_open() => return Ok(connection),
-                Some(_) => {}
-                None => return self.open().await,
+        while let Some(mut connection) = self.pop_idle() {
+            if connection.is_free() {
+                return Ok(connection);
             }
         }
+        self.open().await
     }
 
-    /// Gives a connection back once it can take another request.
-    pub async fn give_back(&self, mut connection: Connection) {
-        if let Sender::One(sender) = &mut connection.sender
-            && sender.ready().await.is_ok()
-        {
+    fn pop_idle(&self) -> Option<Connection> {
+        self.idle.borrow_mut().pop()
+    }
+
+    /// Gives a connection back after its answer. One that can take no other request is closed when it would be taken.
+    pub fn give_back(&self, connection: Connection) {
+        if matches!(connection.sender, Sender::One(_)) {
             self.idle.borrow_mut().push(connection);
         }
     }
 
     async fn stream(&self) -> Result<Connection, Failure> {
-        self.shared.borrow_mut().retain(Connection::is_open);
+        self.shared.borrow_mut().retain_mut(Connection::is_free);
         if let Some(stream) = self.stream_of_open() {
             return Ok(stream);
         }
@@ -218,12 +258,12 @@ impl Pool {
     fn stream_of_open(&self) -> Option<Connection> {
         let shared = self.shared.borrow();
         let least = shared.iter().min_by_key(|c| c.streams.get())?;
-        let Sender::Two(sender) = &least.sender else { return None };
+        let Sender::Two(sender, _) = &least.sender else { return None };
         // The handle itself counts for one.
         (least.streams.get() <= STREAMS_PER_CONNECTION).then(|| {
             least.streams.set(least.streams.get() + 1);
             Connection {
-                sender: Sender::Two(sender.clone()),
+                sender: Sender::Two(sender.clone(), None),
                 stamp: Rc::clone(&least.stamp),
                 streams: Rc::clone(&least.streams),
             }
@@ -259,16 +299,13 @@ impl Pool {
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        // A connection's end shows in the request that it ends.
-        let failed = |e: hyper::Error| Failure::new(&e);
-        if self.endpoint.http2 {
-            let (sender, connection) = http2::handshake(OnThisThread, TokioIo::new(io)).await.map_err(failed)?;
-            tokio::task::spawn_local(connection);
-            Ok(Sender::Two(sender))
-        } else {
-            let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
-            tokio::task::spawn_local(connection);
-            Ok(Sender::One(sender))
+        if !self.endpoint.http2 {
+            return Ok(Sender::One(Http1::new(io, self.buffer.clone())));
         }
+        // A connection's end shows in the requests that it ends.
+        let opened = http2::handshake(OnThisThread, TokioIo::new(io)).await;
+        let (sender, connection) = opened.map_err(|e| Failure::new(&e))?;
+        tokio::task::spawn_local(connection);
+        Ok(Sender::Two(sender, None))
     }
 }

@@ -5,6 +5,7 @@
 //! the run. Per chunk on the hot path: one socket read, one clock read, one scan. A late request is sent late, never left out.
 
 pub mod connect;
+pub mod http1;
 pub mod request;
 mod session;
 pub mod target;
@@ -25,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::LocalSet;
 
 use crate::clock::{Alarms, now_ns, thread_cpu_ns};
+use crate::cores;
 use connect::Pool;
 use session::Session;
 use target::Target;
@@ -144,6 +146,8 @@ pub struct Config {
     pub max_concurrency: Option<usize>,
     /// Begins every request's `x-request-id`.
     pub run_id: String,
+    /// Cores that the threads keep to, each to one; none where the system decides.
+    pub cores: Vec<usize>,
 }
 
 /// What a run gave.
@@ -174,7 +178,7 @@ impl Shared {
 /// Sends `jobs`, ascending in the time of their first, and waits for their ends. Blocks the calling thread.
 ///
 /// # Errors
-/// If a thread cannot start: no descriptor for its loop or timer.
+/// If a thread cannot start: no descriptor for its loop or timer, or not the core that it is to keep to.
 pub fn run(target: &Target, jobs: Vec<Job>, config: &Config, progress: &Arc<Progress>) -> anyhow::Result<Run> {
     let threads = config.threads.clamp(1, jobs.len().max(1));
     let mut parts: Vec<Vec<Job>> = (0..threads).map(|_| Vec::with_capacity(jobs.len() / threads + 1)).collect();
@@ -191,9 +195,13 @@ pub fn run(target: &Target, jobs: Vec<Job>, config: &Config, progress: &Arc<Prog
     let ends: Vec<anyhow::Result<(Vec<Outcome>, audit::Thread)>> = std::thread::scope(|scope| {
         let running: Vec<_> = parts
             .into_iter()
-            .map(|part| {
-                let shared = Arc::clone(&shared);
-                scope.spawn(move || thread(shared, part, start_ns))
+            .enumerate()
+            .map(|(i, part)| {
+                let (shared, core) = (Arc::clone(&shared), cores::of(&config.cores, i));
+                scope.spawn(move || {
+                    core.map_or(Ok(()), cores::keep_to)?;
+                    thread(shared, part, start_ns)
+                })
             })
             .collect();
         running.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()

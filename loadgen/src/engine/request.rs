@@ -1,17 +1,19 @@
 //! One request: sent, read, timed. No JSON is parsed here; chunks are scanned as they come.
 
 use bytes::Bytes;
-use http::{HeaderValue, Request};
-use http_body_util::{BodyExt, Full};
+use http::StatusCode;
 use loadgen::measure::Outcome;
 use loadgen::scan;
 
 use super::Failure;
 use super::connect::{Connection, Pool};
+use super::target::Head;
 use crate::clock::now_ns;
 
 /// Longest answer that an error quotes, bytes.
 const ANSWER_BYTES_MAX: usize = 300;
+/// Connections on which a request is tried that has not left on any.
+const TRIES_MAX: usize = 4;
 /// Chunks that room is made for at first.
 const CHUNKS_EXPECTED_MAX: u32 = 4096;
 
@@ -22,23 +24,19 @@ const CHUNKS_EXPECTED_MAX: u32 = 4096;
 /// nothing.
 pub async fn run(
     pool: &Pool,
-    head: &Request<()>,
-    id: Option<HeaderValue>,
+    head: &Head,
+    id: &str,
     body: Bytes,
     start_ns: u64,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
     outcome.sent_ns = now_ns() - start_ns;
-    let mut request = head.clone().map(|()| Full::new(body));
-    if let Some(id) = id {
-        request.headers_mut().insert("x-request-id", id);
-    }
-    let (connection, mut response) = send(pool, request).await?;
+    let (mut connection, status) = send(pool, head, Some(id), &body).await?;
+    drop(body);
     outcome.headers_ns = Some(connection.read_ns().saturating_sub(start_ns));
-    if !response.status().is_success() {
-        let status = response.status();
-        let text = response.body_mut().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-        pool.give_back(connection).await;
+    if !status.is_success() {
+        let text = whole(&mut connection).await.unwrap_or_default();
+        pool.give_back(connection);
         return Err(Failure(format!(
             "HTTP {status}: {}",
             String::from_utf8_lossy(&text[..text.len().min(ANSWER_BYTES_MAX)])
@@ -46,31 +44,48 @@ pub async fn run(
     }
     let mut events = sse::Parser::default();
     let mut stream = Stream::default();
-    while let Some(frame) = response.body_mut().frame().await {
-        let frame = frame.map_err(|e| Failure(format!("stream broke off: {}", Failure::new(&e))))?;
-        if let Some(data) = frame.data_ref() {
-            let read_ns = connection.read_ns().saturating_sub(start_ns);
-            events.feed(data, |data| stream.event(data, read_ns, outcome)).map_err(|e| Failure(e.to_string()))?;
+    let stamp = connection.stamp();
+    loop {
+        let mut scanned = Ok(());
+        let read = connection.read(|data| {
+            let read_ns = stamp.get().saturating_sub(start_ns);
+            if scanned.is_ok() {
+                scanned = events.feed(data, |data| stream.event(data, read_ns, outcome));
+            }
+        });
+        let more = read.await.map_err(|e| Failure(format!("stream broke off: {e}")))?;
+        scanned.map_err(|e| Failure(e.to_string()))?;
+        if !more {
+            break;
         }
     }
     let result = stream.finish(outcome);
-    pool.give_back(connection).await;
+    pool.give_back(connection);
     result
 }
 
-/// Sends on an idle connection; where that turns out to be closed and nothing has left, on another.
-async fn send(
-    pool: &Pool,
-    mut request: Request<Full<Bytes>>,
-) -> Result<(Connection, http::Response<hyper::body::Incoming>), Failure> {
+/// Sends on an idle connection; where that turns out to be closed and nothing has left, on another, so many times.
+async fn send(pool: &Pool, head: &Head, id: Option<&str>, body: &Bytes) -> Result<(Connection, StatusCode), Failure> {
+    let mut tries = 0;
     loop {
         let mut connection = pool.take().await?;
-        match connection.send(request).await {
-            Ok(response) => return Ok((connection, response)),
-            Err((_, Some(unsent))) => request = unsent,
-            Err((failure, None)) => return Err(failure),
+        tries += 1;
+        match connection.send(head, id, body).await {
+            Ok(status) => {
+                let status = StatusCode::from_u16(status).map_err(|e| Failure(e.to_string()))?;
+                return Ok((connection, status));
+            }
+            Err(unsent) if unsent.whole && tries < TRIES_MAX => {}
+            Err(unsent) => return Err(unsent.failure),
         }
     }
+}
+
+/// The rest of an answer.
+async fn whole(connection: &mut Connection) -> Result<Vec<u8>, Failure> {
+    let mut out = Vec::new();
+    while connection.read(|part| out.extend_from_slice(part)).await? {}
+    Ok(out)
 }
 
 /// What the events of one response have said so far.
@@ -114,12 +129,11 @@ impl Stream {
 ///
 /// # Errors
 /// A sentence with the HTTP status or the connection's failure.
-pub async fn get(pool: &Pool, head: Request<()>) -> Result<Bytes, Failure> {
-    let (connection, response) = send(pool, head.map(|()| Full::default())).await?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(|e| Failure::new(&e))?.to_bytes();
-    pool.give_back(connection).await;
-    if status.is_success() { Ok(body) } else { Err(Failure(format!("HTTP {status}"))) }
+pub async fn get(pool: &Pool, head: &Head) -> Result<Bytes, Failure> {
+    let (mut connection, status) = send(pool, head, None, &Bytes::new()).await?;
+    let body = whole(&mut connection).await?;
+    pool.give_back(connection);
+    if status.is_success() { Ok(body.into()) } else { Err(Failure(format!("HTTP {status}"))) }
 }
 
 #[cfg(test)]

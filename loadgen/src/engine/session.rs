@@ -5,17 +5,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::{HeaderValue, Request};
 use loadgen::measure::Outcome;
 
 use super::connect::Pool;
+use super::target::Head;
 use super::{Job, Place, Shared, Turn, request};
 use crate::clock::{Alarms, now_ns};
 
 /// What a task needs of its thread.
 pub struct Session {
     pub pool: Rc<Pool>,
-    pub head: Rc<Request<()>>,
+    pub head: Rc<Head>,
     pub alarms: Rc<Alarms>,
     pub outcomes: Rc<RefCell<Vec<Outcome>>>,
     pub shared: Arc<Shared>,
@@ -62,10 +62,10 @@ impl Session {
             permitted_ns: place.as_ref().map_or(due_ns, |(_, since_ns)| since_ns - self.start_ns),
             ..planned(&turn)
         };
-        let id = HeaderValue::from_str(&format!("{}-{}", self.shared.run_id, turn.index)).ok();
+        let id = format!("{}-{}", self.shared.run_id, turn.index);
         let timeout = self.shared.target.timeout;
         let cancel_ns = turn.cancel_after_ns.map(|after_ns| now_ns() + after_ns);
-        let sending = request::run(&self.pool, &self.head, id, turn.body, self.start_ns, &mut outcome);
+        let sending = request::run(&self.pool, &self.head, &id, turn.body, self.start_ns, &mut outcome);
         let ended = tokio::time::timeout(timeout, async {
             match cancel_ns {
                 None => Some(sending.await),

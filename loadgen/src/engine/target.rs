@@ -5,11 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use http::{Method, Request, Uri, Version};
 use rustls::pki_types::ServerName;
 
 use super::connect::Endpoint;
+
+/// Names a request to the server, and to whoever looks for it in a server's log.
+pub const REQUEST_ID: &str = "x-request-id";
 
 /// A server and how requests to it look.
 #[derive(Clone)]
@@ -23,6 +28,30 @@ pub struct Target {
     headers: HeaderMap,
     /// A request that takes longer has failed.
     pub timeout: Duration,
+}
+
+/// The head of a request, made once: as HTTP/2 takes it, and as HTTP/1.1 writes it without the blank line at its end.
+#[derive(Clone)]
+pub struct Head {
+    /// Of which HTTP/2 requests are made.
+    pub request: Request<()>,
+    /// Request line and header lines.
+    pub lines: Vec<u8>,
+}
+
+impl Head {
+    /// Leaves out of the lines what differs from request to request.
+    fn new(request: Request<()>) -> Self {
+        let mut lines = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri()).into_bytes();
+        let own = [CONTENT_LENGTH.as_str(), TRANSFER_ENCODING.as_str(), REQUEST_ID];
+        for (name, value) in request.headers().iter().filter(|(name, _)| !own.contains(&name.as_str())) {
+            lines.extend_from_slice(name.as_str().as_bytes());
+            lines.extend_from_slice(b": ");
+            lines.extend_from_slice(value.as_bytes());
+            lines.extend_from_slice(b"\r\n");
+        }
+        Self { request, lines }
+    }
 }
 
 /// How a target is given on the command line.
@@ -99,7 +128,7 @@ impl Target {
     ///
     /// # Errors
     /// If base URL and path together are no URL.
-    pub fn post(&self) -> anyhow::Result<Request<()>> {
+    pub fn post(&self) -> anyhow::Result<Head> {
         self.head(Method::POST, &self.path)
     }
 
@@ -107,11 +136,11 @@ impl Target {
     ///
     /// # Errors
     /// If base URL and path together are no URL.
-    pub fn get(&self, path: &str) -> anyhow::Result<Request<()>> {
+    pub fn get(&self, path: &str) -> anyhow::Result<Head> {
         self.head(Method::GET, path)
     }
 
-    fn head(&self, method: Method, path: &str) -> anyhow::Result<Request<()>> {
+    fn head(&self, method: Method, path: &str) -> anyhow::Result<Head> {
         let whole: Uri =
             format!("{}{path}", self.base_url).parse().with_context(|| format!("{}{path} is no URL", self.base_url))?;
         // HTTP/1.1 names the path alone, the authority stands in `Host`.
@@ -122,7 +151,7 @@ impl Target {
         let version = if self.endpoint.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
         let mut request = Request::builder().method(method).uri(uri).version(version).body(())?;
         *request.headers_mut() = self.headers.clone();
-        Ok(request)
+        Ok(Head::new(request))
     }
 }
 
@@ -157,14 +186,16 @@ mod tests {
     #[test]
     fn heads_name_what_the_protocol_wants() {
         let one = target("http://127.0.0.1:81/api/", false, "x-a: b").unwrap().post().unwrap();
-        assert_eq!(one.uri(), "/api/v1/completions");
-        assert_eq!(
-            (&one.headers()["host"], &one.headers()["x-a"]),
-            (&"127.0.0.1:81".parse().unwrap(), &"b".parse().unwrap())
-        );
+        let lines = String::from_utf8(one.lines).unwrap();
+        assert!(lines.starts_with("POST /api/v1/completions HTTP/1.1\r\n") && lines.ends_with("\r\n"), "{lines}");
+        for line in ["host: 127.0.0.1:81", "x-a: b", "authorization: Bearer k"] {
+            assert_eq!(lines.split("\r\n").filter(|l| *l == line).count(), 1, "{lines}");
+        }
+        let own = target("http://127.0.0.1:81", false, "Content-Length: 3").unwrap().post().unwrap();
+        assert!(!String::from_utf8(own.lines).unwrap().contains("length"), "that is the request's own to say");
         let two = target("http://[::1]", true, "x-a: b").unwrap();
         assert_eq!(two.endpoint.address, "[::1]:80".parse().unwrap());
-        assert_eq!(two.get("/v1/models").unwrap().uri(), "http://[::1]/v1/models");
+        assert_eq!(two.get("/v1/models").unwrap().request.uri(), "http://[::1]/v1/models");
         assert!(target("https://127.0.0.1", true, "x-a: b").unwrap().endpoint.tls.is_some());
     }
 

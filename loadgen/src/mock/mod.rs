@@ -6,11 +6,12 @@
 //! in `GET /truth`, so that the mock's own lateness is known and not blamed on the client. Nothing is computed: it is a
 //! clock, not a model.
 
+mod answer;
 pub mod body;
+mod http1;
 mod tls;
 pub mod truth;
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,28 +20,25 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
-use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
 
 use crate::clock::Alarms;
+use crate::cores;
 use crate::engine::connect::{OnThisThread, Stamp, Stamped};
-use body::{Script, Tokens};
-use truth::Truth;
+use crate::engine::http1::{Buffer, Io};
+use crate::engine::target::REQUEST_ID;
+use answer::{Answer, Ask, Server};
+use body::Tokens;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 16_384;
 /// Largest request read, bytes.
 const REQUEST_BYTES_MAX: usize = 64 << 20;
-/// Tokens of an answer where the request names no number.
-const TOKENS_DEFAULT: u32 = 16;
 /// The model it says it serves.
 const MODEL: &str = "mock";
 
@@ -95,6 +93,9 @@ pub struct MockArgs {
     /// Threads; connections spread over them.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// Cores that threads keep to, one each.
+    #[arg(long, value_delimiter = ',')]
+    pub cores: Vec<usize>,
 }
 
 /// Serves until the process ends.
@@ -121,23 +122,19 @@ pub fn serve(args: &MockArgs) -> anyhow::Result<()> {
         for _ in 1..args.threads {
             listeners.push(listen(address)?);
         }
-        for listener in listeners {
-            let (tls, truth) = (tls.clone(), Arc::clone(&truth));
-            scope.spawn(move || {
+        let serving = listeners.into_iter().enumerate().map(|(i, listener)| {
+            let (tls, truth, core) = (tls.clone(), Arc::clone(&truth), cores::of(&args.cores, i));
+            scope.spawn(move || -> anyhow::Result<()> {
+                core.map_or(Ok(()), cores::keep_to)?;
                 crate::engine::block_on(async {
-                    let server = Rc::new(Server {
-                        args: args.clone(),
-                        alarms: Alarms::start().context("no descriptor for a timer")?,
-                        seen: Cell::new(0),
-                        chunks: [false, true].map(|chat| body::content(chat, args.tokens_per_chunk, None)),
-                        slots: args.slots.map(|n| Arc::new(Semaphore::new(n.max(1)))),
-                        truth,
-                    });
+                    let alarms = Alarms::start().context("no descriptor for a timer")?;
+                    let server = Rc::new(Server::new(args, alarms, truth));
                     accept(&server, TcpListener::from_std(listener)?, tls).await
                 })?
-            });
-        }
-        Ok(())
+            })
+        });
+        let serving: Vec<_> = serving.collect();
+        serving.into_iter().try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 
@@ -157,6 +154,7 @@ async fn accept(
     listener: TcpListener,
     tls: Option<tokio_rustls::TlsAcceptor>,
 ) -> anyhow::Result<()> {
+    let buffer = Buffer::default();
     loop {
         let Ok((socket, _)) = listener.accept().await else {
             // Out of descriptors, or the peer has gone: the next may do.
@@ -164,15 +162,15 @@ async fn accept(
             continue;
         };
         socket.set_nodelay(true)?;
-        let (server, tls) = (Rc::clone(server), tls.clone());
+        let (server, tls, buffer) = (Rc::clone(server), tls.clone(), buffer.clone());
         tokio::task::spawn_local(async move {
             let stamp = Stamp::default();
             let io = Stamped::new(socket, Rc::clone(&stamp));
             match tls {
-                None => serve_connection(server, io, stamp).await,
+                None => serve_connection(server, io, stamp, buffer).await,
                 Some(tls) => {
                     if let Ok(io) = tls.accept(io).await {
-                        serve_connection(server, io, stamp).await;
+                        serve_connection(server, io, stamp, buffer).await;
                     }
                 }
             }
@@ -180,154 +178,45 @@ async fn accept(
     }
 }
 
-async fn serve_connection<T>(server: Rc<Server>, io: T, stamp: Stamp)
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let http2 = server.args.http2;
+/// A connection that breaks is the client's business.
+async fn serve_connection<T: Io + 'static>(server: Rc<Server>, io: T, stamp: Stamp, buffer: Buffer) {
+    if !server.args.http2 {
+        let _ = http1::Connection::new(io, stamp, buffer).serve(&server).await;
+        return;
+    }
     let service = service_fn(move |request| {
         let (server, stamp) = (Rc::clone(&server), Rc::clone(&stamp));
-        async move { Ok::<_, Infallible>(server.answer(request, &stamp).await) }
+        async move { Ok::<_, Infallible>(answer_http2(&server, request, &stamp).await) }
     });
-    // A connection that breaks is the client's business.
-    let io = TokioIo::new(io);
-    let _ = match http2 {
-        true => hyper::server::conn::http2::Builder::new(OnThisThread).serve_connection(io, service).await,
-        false => hyper::server::conn::http1::Builder::new().serve_connection(io, service).await,
+    let connection = hyper::server::conn::http2::Builder::new(OnThisThread);
+    let _ = connection.serve_connection(TokioIo::new(io), service).await;
+}
+
+async fn answer_http2(
+    server: &Server,
+    request: Request<Incoming>,
+    stamp: &Stamp,
+) -> Response<Either<Full<Bytes>, Tokens>> {
+    let (head, body) = request.into_parts();
+    let answer = match http_body_util::Limited::new(body, REQUEST_BYTES_MAX).collect().await {
+        Err(error) => Answer::Whole(413, error.to_string()),
+        Ok(body) => {
+            let ask = Ask {
+                method: head.method.as_str(),
+                path: head.uri.path(),
+                id: head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()),
+                body: &body.to_bytes(),
+                read_ns: stamp.get(),
+            };
+            server.answer(ask).await
+        }
     };
-}
-
-/// One thread's server.
-struct Server {
-    args: MockArgs,
-    alarms: Rc<Alarms>,
-    seen: Cell<u64>,
-    /// The event of a whole chunk, of completions and of chat.
-    chunks: [Bytes; 2],
-    slots: Option<Arc<Semaphore>>,
-    truth: Arc<Mutex<Vec<Truth>>>,
-}
-
-/// What is read of a request; everything else is accepted and ignored.
-#[derive(Deserialize)]
-struct Asked {
-    #[serde(default)]
-    prompt: Prompt,
-    #[serde(default)]
-    messages: Vec<Message>,
-    #[serde(alias = "max_completion_tokens")]
-    max_tokens: Option<u32>,
-    #[serde(default)]
-    stream: bool,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    #[serde(default)]
-    content: Prompt,
-}
-
-/// Token ids, or text of which a word is a token.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Ids(Vec<u32>),
-    Text(String),
-    Other(serde::de::IgnoredAny),
-}
-
-impl Default for Prompt {
-    fn default() -> Self {
-        Self::Ids(Vec::new())
-    }
-}
-
-impl Prompt {
-    fn tokens(&self) -> usize {
-        match self {
-            Self::Ids(ids) => ids.len(),
-            Self::Text(text) => text.split_whitespace().count(),
-            Self::Other(_) => 0,
-        }
-    }
-}
-
-type Answer = Response<Either<Full<Bytes>, Tokens>>;
-
-impl Server {
-    async fn answer(&self, request: Request<Incoming>, stamp: &Stamp) -> Answer {
-        let path = request.uri().path();
-        match (request.method(), path) {
-            (&Method::GET, "/v1/models") => {
-                plain(StatusCode::OK, &json!({ "object": "list", "data": [{ "id": MODEL, "object": "model" }] }))
-            }
-            (&Method::GET, "/truth") => {
-                let taken = std::mem::take(&mut *self.truth.lock().unwrap_or_else(|e| e.into_inner()));
-                plain(StatusCode::OK, &json!(taken))
-            }
-            (&Method::GET, "/health") => plain(StatusCode::OK, &json!({})),
-            (&Method::POST, "/v1/completions") => self.complete(request, stamp, false).await,
-            (&Method::POST, "/v1/chat/completions") => self.complete(request, stamp, true).await,
-            _ => plain(StatusCode::NOT_FOUND, &json!({ "error": { "message": format!("no {path} here") } })),
-        }
-    }
-
-    async fn complete(&self, request: Request<Incoming>, stamp: &Stamp, chat: bool) -> Answer {
-        let id = request
-            .headers()
-            .get("x-request-id")
-            .and_then(|v| v.to_str().ok()?.rsplit('-').next()?.parse().ok())
-            .unwrap_or(u64::MAX);
-        let bad = |what: String| plain(StatusCode::BAD_REQUEST, &json!({ "error": { "message": what } }));
-        let body = match http_body_util::Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return bad(error.to_string()),
-        };
-        let mut read_ns = stamp.get();
-        let asked: Asked = match serde_json::from_slice(&body) {
-            Ok(asked) => asked,
-            Err(error) => return bad(error.to_string()),
-        };
-        let seen = self.seen.get() + 1;
-        self.seen.set(seen);
-        let due = |every: u64| every > 0 && seen.is_multiple_of(every);
-        if due(self.args.refuse_every) {
-            let error = json!({ "error": { "message": "refused, as --refuse-every asks" } });
-            return plain(StatusCode::INTERNAL_SERVER_ERROR, &error);
-        }
-        let place = match &self.slots {
-            Some(slots) => {
-                let place = Arc::clone(slots).acquire_owned().await.ok();
-                read_ns = read_ns.max(crate::clock::now_ns());
-                place
-            }
-            None => None,
-        };
-        let prompt_tokens = asked.prompt.tokens() + asked.messages.iter().map(|m| m.content.tokens()).sum::<usize>();
-        let script = Script {
-            id,
-            chat,
-            read_ns,
-            prompt_tokens: prompt_tokens as u32,
-            tokens: asked.max_tokens.unwrap_or(TOKENS_DEFAULT).max(1),
-            truncated: due(self.args.truncate_every),
-            broken: due(self.args.error_every),
-            empty: due(self.args.empty_every),
-        };
-        let chunk = &self.chunks[usize::from(chat)];
-        let tokens = Tokens::new(&self.args, script, chunk, Rc::clone(&self.alarms), Arc::clone(&self.truth), place);
-        if !asked.stream {
-            return plain(StatusCode::OK, &tokens.whole().await);
-        }
-        let mut response = Response::new(Either::Right(tokens));
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/event-stream"));
-        response
-    }
-}
-
-fn plain(status: StatusCode, value: &serde_json::Value) -> Answer {
-    let mut response = Response::new(Either::Left(Full::from(value.to_string())));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    let (status, kind, body) = match answer {
+        Answer::Whole(status, text) => (status, "application/json", Either::Left(Full::from(text))),
+        Answer::Stream(tokens) => (200, "text/event-stream", Either::Right(tokens)),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
 }
