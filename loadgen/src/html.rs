@@ -21,7 +21,7 @@ const STYLE: &str = "\
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--soft:#6b7280;--grid:#e5e7eb;--card:#f8fafc;--a:#2563eb;--b:#d97706;--c:#059669;--d:#dc2626}\
 @media(prefers-color-scheme:dark){:root{--bg:#111418;--fg:#e6e8eb;--soft:#9aa3ad;--grid:#2a3038;--card:#191e24;--a:#6ea8fe;--b:#f5b041;--c:#34d399;--d:#f87171}}\
 *{box-sizing:border-box}body{margin:0 auto;padding:1rem;max-width:1360px;background:var(--bg);color:var(--fg);font:15px/1.45 system-ui,sans-serif}\
-h1{font-size:1.35rem;margin:.2rem 0}h2{font-size:1rem;margin:0 0 .5rem}.verdict{font-weight:600;margin:.2rem 0 1rem}.verdict.ok{color:var(--c)}.verdict.bad{color:var(--d)}\
+h1{font-size:1.35rem;margin:.2rem 0;overflow-wrap:anywhere}h2{font-size:1rem;margin:0 0 .5rem}.verdict{font-weight:600;margin:.2rem 0 1rem}.verdict.ok{color:var(--c)}.verdict.bad{color:var(--d)}\
 main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}\
 section{background:var(--card);border:1px solid var(--grid);border-radius:8px;padding:.8rem;min-width:0}.wide{grid-column:1/-1}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}td,th{padding:.2rem .5rem;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}\

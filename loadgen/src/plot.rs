@@ -12,6 +12,8 @@ const BOTTOM: f64 = 42.0;
 /// Most points of one series; more are thinned evenly, first and last kept.
 const POINTS_MAX: usize = 1500;
 
+/// Share of the height that stays free above the highest point: a line along the edge would look like part of it.
+const HEADROOM: f64 = 0.05;
 /// A logarithmic axis with fewer ticks than this takes those of a linear one.
 const TICKS_MIN: usize = 3;
 
@@ -108,7 +110,8 @@ impl Plot<'_> {
                 s.points.iter().chain(band)
             })
         };
-        let (x, y) = (Axis::of(all().map(|p| p.0), self.log_x), Axis::of(all().map(|p| p.1), false));
+        let (x, mut y) = (Axis::of(all().map(|p| p.0), self.log_x), Axis::of(all().map(|p| p.1), false));
+        y.high += (y.high - y.low) * HEADROOM;
         let at = |p: &(f64, f64)| {
             let across = LEFT + x.part(p.0) * (WIDTH - LEFT - RIGHT);
             (across, TOP + (1.0 - y.part(p.1)) * (HEIGHT - TOP - BOTTOM))
@@ -121,7 +124,7 @@ impl Plot<'_> {
             let _ = write!(
                 out,
                 "<path class=\"grid\" d=\"M{across:.1} {TOP}V{floor}\"/><text class=\"tick\" x=\"{across:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                floor + 15.0,
+                floor + 19.0,
                 short(tick)
             );
         }

@@ -73,7 +73,8 @@ impl Slo {
     /// The first term that `report` misses, in words; `None` if it meets all. A failed request misses any objective.
     pub fn missed(&self, report: &Report) -> Option<String> {
         if report.failed > 0 || report.completed == 0 {
-            return Some(format!("{} requests failed", report.failed));
+            let requests = if report.failed == 1 { "request" } else { "requests" };
+            return Some(format!("{} {requests} failed", report.failed));
         }
         let missed = self.judge(report).into_iter().find(|j| j.limit_ms.is_some_and(|limit| j.value_ms >= limit))?;
         Some(format!("{} {:.1} ms", missed.label, missed.value_ms))
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(with(900, 940, None), None);
         assert_eq!(with(1200, 1240, None).unwrap(), "ttft p99 1200.0 ms");
         assert_eq!(with(900, 960, None).unwrap(), "tpot mean 60.0 ms");
-        assert_eq!(with(1, 2, Some("no")).unwrap(), "1 requests failed");
+        assert_eq!(with(1, 2, Some("no")).unwrap(), "1 request failed");
         let labels = |slo: Slo| slo.0.iter().map(|t| (t.metric, t.limit_ms)).collect::<Vec<_>>();
         let all = labels(Slo::parse("ttft:p99<1s").unwrap().and(Slo::shown(false)));
         assert_eq!((all.len(), all[0]), (SHOWN.len(), ("ttft", Some(1000.0))), "p99 stands there once, with its limit");

@@ -214,7 +214,7 @@ mod tests {
                 let status = connection.send(&head(), Some("7"), b"{}").await.map_err(|u| u.failure.0)?;
                 let mut out = Vec::new();
                 while connection.read(|part| out.extend_from_slice(part)).await.map_err(|f| f.0)? {}
-                Ok((status, String::from_utf8(out).unwrap(), connection))
+                Ok::<_, String>((status, String::from_utf8(out).unwrap(), connection))
             };
             let (far, answer) = tokio::join!(server, client);
             let (status, body, mut connection) = answer?;
