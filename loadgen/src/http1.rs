@@ -15,7 +15,7 @@ const SIZE_DIGITS_MAX: u8 = 16;
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum Malformed {
     /// Not a head.
-    #[error("not HTTP/1.1: {0}")]
+    #[error("not HTTP/1.1")]
     Head(#[from] httparse::Error),
     /// A head that does not end.
     #[error("head larger than {HEAD_BYTES_MAX} bytes")]
@@ -253,7 +253,7 @@ fn between(chunk: Chunk, byte: u8) -> Result<Chunk, Malformed> {
         }
         (Chunk::Size { size, digits }, byte) => match char::from(byte).to_digit(16) {
             Some(digit) if digits < SIZE_DIGITS_MAX => {
-                Chunk::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
+                Chunk::Size { size: (size << 4) | u64::from(digit), digits: digits + 1 }
             }
             _ => return Err(Malformed::ChunkSize),
         },

@@ -204,7 +204,8 @@ fn servers_that_close_after_each_answer_are_measured_too() {
             .concat(),
         );
         let told = text(&out);
-        let count = |name: &str| told.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_whitespace().last());
+        let count =
+            |name: &str| told.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_whitespace().next_back());
         let want = if failure.is_some() { ["0", "6"] } else { ["6", "0"] };
         assert_eq!(["Successful requests:", "Failed requests:"].map(count), want.map(Some), "{head}: {told}");
         assert!(failure.is_none_or(|why| told.contains(&format!("failed 6×: {why}"))), "{head}: {told}");

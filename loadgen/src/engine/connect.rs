@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Failure;
-use super::http1::{Buffer, Http1, Unsent};
+use super::http1::{Buffer, Http1, Unanswered};
 use super::target::{Head, REQUEST_ID};
 use crate::clock::now_ns;
 
@@ -138,8 +138,8 @@ impl Connection {
     /// Sends a request and waits for the head of its answer; its status.
     ///
     /// # Errors
-    /// Why there is no answer, and whether the request has left.
-    pub async fn send(&mut self, head: &Head, id: Option<&str>, body: &Bytes) -> Result<u16, Unsent> {
+    /// Why there is no answer, and whether to ask again.
+    pub async fn send(&mut self, head: &Head, id: Option<&str>, body: &Bytes) -> Result<u16, Unanswered> {
         match &mut self.sender {
             Sender::One(one) => one.send(head, id, body).await,
             Sender::Two(sender, answer) => {
@@ -148,8 +148,8 @@ impl Connection {
                     request.headers_mut().insert(REQUEST_ID, id);
                 }
                 let sent = sender.try_send_request(request).await.map_err(|mut error| {
-                    let whole = error.take_message().is_some();
-                    Unsent { failure: Failure::new(&error.into_error()), whole }
+                    let again = error.take_message().is_some();
+                    Unanswered { failure: Failure::new(&error.into_error()), again }
                 })?;
                 let (head, body) = sent.into_parts();
                 *answer = Some(body);
@@ -216,12 +216,12 @@ impl Pool {
         }
     }
 
-    /// An idle connection, or a new one.
-    pub async fn take(&self) -> Result<Connection, Failure> {
+    /// An idle connection if it may be one, or a new one.
+    pub async fn take(&self, idle: bool) -> Result<Connection, Failure> {
         if self.endpoint.http2 {
             return self.stream().await;
         }
-        while let Some(mut connection) = self.pop_idle() {
+        while idle && let Some(mut connection) = self.pop_idle() {
             if connection.is_free() {
                 return Ok(connection);
             }

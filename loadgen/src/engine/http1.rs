@@ -53,12 +53,13 @@ impl Buffer {
     }
 }
 
-/// A request that has failed.
-pub struct Unsent {
+/// A request without an answer.
+pub struct Unanswered {
     /// Why.
     pub failure: Failure,
-    /// Nothing of it has left: it may be sent on another connection.
-    pub whole: bool,
+    /// The server did not take it: nothing has left, or the connection was one that it was about to close. It may be sent
+    /// on another.
+    pub again: bool,
 }
 
 /// A connection between two requests, or in one.
@@ -69,12 +70,14 @@ pub struct Http1 {
     held: Vec<u8>,
     body: Body,
     keeps: bool,
+    /// It has carried an answer before: the server may close it at any moment.
+    reused: bool,
 }
 
 impl Http1 {
     /// A connection that has carried nothing.
     pub fn new(io: impl Io + 'static, buffer: Buffer) -> Self {
-        Self { io: Box::new(io), buffer, held: Vec::new(), body: Body::Ended, keeps: true }
+        Self { io: Box::new(io), buffer, held: Vec::new(), body: Body::Ended, keeps: true, reused: false }
     }
 
     /// Whether another request can go out: the answer was read to its end, and neither side has said or done anything
@@ -91,7 +94,7 @@ impl Http1 {
     ///
     /// # Errors
     /// A connection that broke, or an answer that is not HTTP.
-    pub async fn send(&mut self, head: &Head, id: Option<&str>, body: &[u8]) -> Result<u16, Unsent> {
+    pub async fn send(&mut self, head: &Head, id: Option<&str>, body: &[u8]) -> Result<u16, Unanswered> {
         let mut first = Vec::with_capacity(head.lines.len() + 128 + body.len().min(TOGETHER_BYTES_MAX));
         first.extend_from_slice(&head.lines);
         if let Some(id) = id {
@@ -111,7 +114,7 @@ impl Http1 {
         let broke = |e: io::Error| Failure(format!("sending the request: {e}"));
         let begun = match self.io.write(&first).await {
             Ok(begun) => begun,
-            Err(e) => return Err(Unsent { failure: broke(e), whole: true }),
+            Err(e) => return Err(Unanswered { failure: broke(e), again: true }),
         };
         let sent = async {
             self.io.write_all(&first[begun..]).await?;
@@ -122,8 +125,13 @@ impl Http1 {
         let sent = sent.await.map_err(broke);
         let answered = self.head().await;
         match (sent, answered) {
-            (_, Ok(status)) => Ok(status),
-            (Err(failure), Err(_)) | (Ok(()), Err(failure)) => Err(Unsent { failure, whole: false }),
+            (_, Ok(status)) => {
+                self.reused = true;
+                Ok(status)
+            }
+            (Err(failure), Err(_)) | (Ok(()), Err(failure)) => {
+                Err(Unanswered { failure, again: self.reused && self.held.is_empty() })
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use crate::clock::now_ns;
 
 /// Longest answer that an error quotes, bytes.
 const ANSWER_BYTES_MAX: usize = 300;
-/// Connections on which a request is tried that has not left on any.
+/// Connections on which a request is tried that no server has taken.
 const TRIES_MAX: usize = 4;
 /// Chunks that room is made for at first.
 const CHUNKS_EXPECTED_MAX: u32 = 4096;
@@ -64,19 +64,19 @@ pub async fn run(
     result
 }
 
-/// Sends on an idle connection; where that turns out to be closed and nothing has left, on another, so many times.
+/// Sends on an idle connection; where the server turns out to close that one, on a new one.
 async fn send(pool: &Pool, head: &Head, id: Option<&str>, body: &Bytes) -> Result<(Connection, StatusCode), Failure> {
     let mut tries = 0;
     loop {
-        let mut connection = pool.take().await?;
+        let mut connection = pool.take(tries == 0).await?;
         tries += 1;
         match connection.send(head, id, body).await {
             Ok(status) => {
                 let status = StatusCode::from_u16(status).map_err(|e| Failure(e.to_string()))?;
                 return Ok((connection, status));
             }
-            Err(unsent) if unsent.whole && tries < TRIES_MAX => {}
-            Err(unsent) => return Err(unsent.failure),
+            Err(unanswered) if unanswered.again && tries < TRIES_MAX => {}
+            Err(unanswered) => return Err(unanswered.failure),
         }
     }
 }

@@ -36,7 +36,7 @@ pub enum Answer {
     /// A status, and JSON.
     Whole(u16, String),
     /// Tokens, each when it is due.
-    Stream(Tokens),
+    Stream(Box<Tokens>),
 }
 
 impl Answer {
@@ -168,7 +168,7 @@ impl Server {
         let chunk = &self.chunks[usize::from(chat)];
         let tokens = Tokens::new(&self.args, script, chunk, Rc::clone(&self.alarms), Arc::clone(&self.truth), place);
         match asked.stream {
-            true => Answer::Stream(tokens),
+            true => Answer::Stream(Box::new(tokens)),
             false => Answer::json(200, &tokens.whole().await),
         }
     }

@@ -115,14 +115,14 @@ impl<T: Io> Connection<T> {
     }
 
     /// What is due goes out in one write, or `apart`: a write for each piece.
-    async fn stream(&mut self, mut tokens: Tokens, apart: bool) -> io::Result<()> {
+    async fn stream(&mut self, mut tokens: Box<Tokens>, apart: bool) -> io::Result<()> {
         self.out.extend_from_slice(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
         );
         loop {
             let (io, buffer, held) = (&mut self.io, &self.buffer, &mut self.held);
             let nothing_to_write = self.out.is_empty();
-            let next = poll_fn(|cx| match Pin::new(&mut tokens).poll_frame(cx) {
+            let next = poll_fn(|cx| match Pin::new(&mut *tokens).poll_frame(cx) {
                 Poll::Ready(frame) => Poll::Ready(Ok(Some(frame))),
                 Poll::Pending if !nothing_to_write => Poll::Ready(Ok(None)),
                 Poll::Pending => match buffer.poll(io, cx, |bytes| {

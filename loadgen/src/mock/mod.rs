@@ -213,7 +213,7 @@ async fn answer_http2(
     };
     let (status, kind, body) = match answer {
         Answer::Whole(status, text) => (status, "application/json", Either::Left(Full::from(text))),
-        Answer::Stream(tokens) => (200, "text/event-stream", Either::Right(tokens)),
+        Answer::Stream(tokens) => (200, "text/event-stream", Either::Right(*tokens)),
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
