@@ -5,7 +5,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{Mock, PROGRAM, loadgen, number, run, text};
@@ -163,20 +163,23 @@ fn same_seed_same_schedule_byte_for_byte() {
 fn abrupt_server(reads: usize, says: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    // A client may keep one connection idle while it waits on another.
+    let serve = move |mut stream: TcpStream| {
+        let (mut buffer, mut seen) = (vec![0; 1 << 16], 0);
+        while seen < reads {
+            match stream.read(&mut buffer).unwrap_or(0) {
+                0 => break,
+                n => seen += n,
+            }
+        }
+        let _ = stream.write_all(says.as_bytes());
+        // What is still under way would turn the close into a reset, which takes the answer with it.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        while stream.read(&mut buffer).is_ok_and(|n| n > 0) {}
+    };
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, mut seen) = (stream.unwrap(), 0);
-            let mut buffer = vec![0; 1 << 16];
-            while seen < reads {
-                match stream.read(&mut buffer).unwrap_or(0) {
-                    0 => break,
-                    n => seen += n,
-                }
-            }
-            let _ = stream.write_all(says.as_bytes());
-            // What is still under way would turn the close into a reset, which takes the answer with it.
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-            while stream.read(&mut buffer).is_ok_and(|n| n > 0) {}
+            std::thread::spawn(move || serve(stream.unwrap()));
         }
     });
     url

@@ -233,9 +233,9 @@ impl Pool {
         self.idle.borrow_mut().pop()
     }
 
-    /// Gives a connection back after its answer. One that can take no other request is closed when it would be taken.
+    /// Gives a connection back after its answer; one that can take no other request is closed.
     pub fn give_back(&self, connection: Connection) {
-        if matches!(connection.sender, Sender::One(_)) {
+        if matches!(&connection.sender, Sender::One(one) if one.keeps()) {
             self.idle.borrow_mut().push(connection);
         }
     }

@@ -80,14 +80,16 @@ impl Http1 {
         Self { io: Box::new(io), buffer, held: Vec::new(), body: Body::Ended, keeps: true, reused: false }
     }
 
-    /// Whether another request can go out: the answer was read to its end, and neither side has said or done anything
+    /// Whether the answer was read to its end and the server has not said that it will close.
+    pub fn keeps(&self) -> bool {
+        self.keeps && self.body.has_ended() && self.held.is_empty()
+    }
+
+    /// Whether another request can go out: it [`keeps`](Self::keeps), and the server has neither said nor done anything
     /// since.
     pub fn is_free(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.keeps
-            && self.body.has_ended()
-            && self.held.is_empty()
-            && self.buffer.poll(&mut *self.io, &mut cx, |_| ()).is_pending()
+        self.keeps() && self.buffer.poll(&mut *self.io, &mut cx, |_| ()).is_pending()
     }
 
     /// Sends a request and reads the head of its answer; its status.
