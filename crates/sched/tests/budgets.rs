@@ -53,13 +53,21 @@ fn load(error: f64) -> impl Strategy<Value = Load> {
     })
 }
 
-/// The most by which a request of the load is late, nanoseconds.
-fn latest(load: &Load) -> u64 {
-    let corun = CoRun { omega: load.omega, ..CoRun::default() };
+/// Serves the loads, each with an engine of its own, on one device that has the first one's overlap.
+fn serve(loads: &[Load]) -> World {
+    let corun = CoRun { omega: loads[0].omega, ..CoRun::default() };
     let config = PolicyConfig { corun, ..PolicyConfig::named(PolicyName::Phase) };
     let mut w = World::new(config, Limits::default(), corun);
-    w.engine(0, load.steps, load.requests.clone());
+    for (session, load) in (0..).zip(loads) {
+        w.engine(session, load.steps, load.requests.clone());
+    }
     w.run();
+    w
+}
+
+/// The most by which a request of the load is late, nanoseconds.
+fn latest(load: &Load) -> u64 {
+    let w = serve(std::slice::from_ref(load));
     let late = |r: &Request| {
         let slot = r.slot.or(r.first).expect("had its first token");
         r.last.expect("ended").saturating_sub(slot + TAU * u64::from(r.tokens - 1))
@@ -85,5 +93,25 @@ proptest! {
     fn wrong_predictions_cost_a_bounded_part_of_a_budget(load in load(2.0)) {
         let late = latest(&load);
         prop_assert!(late <= 8 * TAU, "late by {} ns", late);
+    }
+
+}
+
+proptest! {
+    // Several engines a load: fewer of them.
+    #![proptest_config(property(8, 1.0))]
+
+    /// Several engines on one device: no mean is promised, but from its second token on nobody stands still for longer than
+    /// `credit` τ, and for as long as each engine's step, a prompt's floor and the operator that stands between take.
+    #[test]
+    fn beside_other_engines_nobody_stands_still_for_long(loads in proptest::collection::vec(load(1.0), 2..4)) {
+        let w = serve(&loads);
+        let credit = (w.config.credit * TAU as f64) as Nanos;
+        let requests = || loads.iter().flat_map(|l| &l.requests);
+        let longest = requests().map(|r| r.operator).max().expect("some");
+        let most = credit + 2 * TAU * loads.len() as Nanos + longest;
+        for r in w.engines.iter().flat_map(|e| &e.requests) {
+            prop_assert!(r.stall <= most, "stood still for {} ns", r.stall);
+        }
     }
 }

@@ -468,3 +468,18 @@ proptest! {
         }
     }
 }
+
+/// Each property, with dispatchers that do not have it.
+#[test]
+fn broken_dispatchers_are_noticed() {
+    use virtual_time::faulty::{Fault, all_noticed};
+    all_noticed(&[
+        (no_prefill_no_inflation, &[(Fault::SleepsIn, "")]),
+        (
+            decode_keeps_its_schedule_beside_any_prefill,
+            &[(Fault::IgnoresInterval, "after it was due"), (Fault::IgnoresPolicy, "after it was due")],
+        ),
+        (an_overloaded_decode_does_not_starve_prefill, &[(Fault::IgnoresInterval, "")]),
+        (prefill_backlogs_share_by_weight, &[(Fault::IgnoresWeights, "the lighter one got")]),
+    ]);
+}

@@ -241,3 +241,26 @@ fn random_programs_reach_every_rule() {
         assert!(count > 5, "{what} only {count} times");
     }
 }
+
+/// The semantics, with dispatchers that do not keep them.
+#[test]
+fn broken_dispatchers_are_noticed() {
+    use virtual_time::faulty::{Fault, all_noticed};
+    all_noticed(&[(
+        semantics_hold_under_every_policy,
+        &[
+            (Fault::SwapsOperators, "out of order"),
+            (Fault::ForgetsWaits, "passed a wait"),
+            (Fault::ForgetsResets, ""),
+            (Fault::ForgetsSecondRecords, "passed a wait"),
+            (Fault::AnswersAtOnce, "is answered when its work has completed"),
+            (Fault::LooksAtOneStream, "is answered when its work has completed"),
+            (Fault::LosesAnswers, "never went on"),
+            (Fault::LosesCompletions, ""),
+            (Fault::StartsTwice, "submitted twice"),
+            (Fault::SleepsIn, "the device idles beside"),
+            (Fault::IdlesForLong, "idles until"),
+            (Fault::HoldsForLong, "look at"),
+        ],
+    )]);
+}

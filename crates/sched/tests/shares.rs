@@ -194,3 +194,15 @@ fn core_split_runs_both_phases_on_their_parts() {
     assert_eq!(run(20), 20 * MS);
     assert_eq!(run(40), 40 * MS);
 }
+
+/// Each property, with dispatchers that do not have it.
+#[test]
+fn broken_dispatchers_are_noticed() {
+    use virtual_time::faulty::{Fault, all_noticed};
+    all_noticed(&[
+        (quota_shares_dispatches_by_weight, &[(Fault::IgnoresWeights, "are its part")]),
+        (quota_limits_rates, &[(Fault::IgnoresWeights, "rounds of"), (Fault::IgnoresPolicy, "rounds of")]),
+        (static_ratio_shares_time, &[(Fault::IgnoresPart, "µs ahead")]),
+        (priority_does_not_starve_beyond_the_age_bound, &[(Fault::HoldsForLong, "look at")]),
+    ]);
+}

@@ -37,6 +37,10 @@ pub struct Request {
     pub last: Option<Nanos>,
     /// Tokens that are out.
     pub out: u32,
+    /// Longest time between two of them, from the second on: who joins while a step is held waits for that one and its own.
+    pub stall: Nanos,
+    /// When the latest came.
+    pub latest: Nanos,
 }
 
 /// What every step of an engine takes.
@@ -120,6 +124,10 @@ impl Engine {
         for id in done {
             let r = &mut self.requests[id];
             r.out += 1;
+            if role == Role::Decode {
+                r.stall = if r.out > 2 { r.stall.max(now - r.latest) } else { 0 };
+                r.latest = now;
+            }
             r.first.get_or_insert(now);
             let last = r.out == r.tokens;
             let mut say = |kind| hints.push(HintInput { request: id as u64, kind });
