@@ -94,17 +94,26 @@ impl TensorDesc {
     /// arithmetic overflows or starts below the storage base (`Err`).
     #[allow(clippy::result_unit_err)]
     pub fn byte_span(&self) -> Result<Option<(u64, u64)>, ()> {
-        if self.dims().iter().any(|&d| d < 0) {
+        // One pass: every operand of every operator comes through here.
+        let (mut low, mut high) = (self.offset, self.offset);
+        let (mut negative, mut empty, mut overflow) = (false, false, false);
+        for (&d, &s) in self.dims().iter().zip(self.strides()) {
+            negative |= d < 0;
+            empty |= d == 0;
+            let (reach, too_far) = d.wrapping_sub(1).overflowing_mul(s);
+            let end = if reach < 0 { &mut low } else { &mut high };
+            let (moved, past) = end.overflowing_add(reach);
+            *end = moved;
+            overflow |= too_far | past;
+        }
+        if negative {
             return Err(());
         }
-        if self.elements() == 0 {
+        if empty {
             return Ok(None);
         }
-        let (mut low, mut high) = (self.offset, self.offset);
-        for (&d, &s) in self.dims().iter().zip(self.strides()) {
-            let reach = (d - 1).checked_mul(s).ok_or(())?;
-            let end = if reach < 0 { &mut low } else { &mut high };
-            *end = end.checked_add(reach).ok_or(())?;
+        if overflow {
+            return Err(());
         }
         let low = u64::try_from(low).map_err(|_| ())?;
         let high = u64::try_from(high).map_err(|_| ())?.checked_add(1).ok_or(())?;

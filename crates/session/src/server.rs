@@ -288,6 +288,9 @@ impl ServerSession {
         if !self.consumer.pop(&mut self.buffer)? {
             return Ok(None);
         }
+        if let Some(stream) = wire::decode_operator(&self.buffer, &mut self.call)? {
+            return Ok(Some(f(&self.replier, Record::Op { stream }, &mut self.call)));
+        }
         let record = wire::decode(&self.buffer, &mut self.call)?;
         self.replier.check(&record)?;
         Ok(Some(f(&self.replier, record, &mut self.call)))

@@ -28,7 +28,8 @@ pub use error::{DecodeError, EncodeError};
 pub use hint::Hint;
 pub use limits::*;
 pub use record::{
-    ArenaRange, HostSource, Record, ReplyTo, ValueCondition, decode, encode, encode_answered_op, encode_op_record,
+    ArenaRange, HostSource, Record, ReplyTo, ValueCondition, decode, decode_operator, encode, encode_answered_op,
+    encode_op_record,
 };
 pub use reply::Reply;
 

@@ -247,15 +247,18 @@ fn take_tensor(first: u8, r: &mut Reader<'_>, tensors: &mut Vec<TensorDesc>) -> 
     let addr = r.u64()?;
     let offset = if has(OFFSET) { r.i64()? } else { 0 };
     let format = if has(FORMAT) { r.i32()? } else { FORMAT_ND };
-    let (mut dims, mut strides) = ([0; MAX_DIMS], [0; MAX_DIMS]);
-    take_sizes(&mut dims, n, has(WIDE), r)?;
+    // Filled where it stays: sizes are written one by one, and copying them all right afterwards would wait for each to have
+    // left the store buffer, which took longer than everything else here together.
+    tensors.push(TensorDesc { addr, offset, dtype, format, ndim, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS] });
+    let Some(TensorDesc { dims, strides, .. }) = tensors.last_mut() else { return Ok(()) };
+    take_sizes(dims, n, has(WIDE), r)?;
     if has(WIDE)
         && let Some(&value) = dims.iter().find(|&&d| d < 0)
     {
         return Err(DecodeError::Range { what: "size of a dimension", value });
     }
     if has(STRIDED) {
-        take_sizes(&mut strides, n, has(WIDE), r)?;
+        take_sizes(strides, n, has(WIDE), r)?;
     } else {
         let mut row_major = 1i64;
         for (s, &d) in strides[..n].iter_mut().zip(&dims[..n]).rev() {
@@ -263,7 +266,6 @@ fn take_tensor(first: u8, r: &mut Reader<'_>, tensors: &mut Vec<TensorDesc>) -> 
             row_major = row_major.saturating_mul(d.max(1));
         }
     }
-    tensors.push(TensorDesc { addr, offset, dtype, format, ndim, dims, strides });
     Ok(())
 }
 

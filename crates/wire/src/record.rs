@@ -10,7 +10,7 @@ mod codec;
 #[cfg(test)]
 mod tests;
 
-pub use codec::{decode, encode, encode_answered_op, encode_op_record};
+pub use codec::{decode, decode_operator, encode, encode_answered_op, encode_op_record};
 
 use crate::Hint;
 

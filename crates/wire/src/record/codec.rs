@@ -176,6 +176,22 @@ pub fn decode<'a>(bytes: &'a [u8], scratch: &mut OpCall) -> Result<Record<'a>, D
     Ok(record)
 }
 
+/// Reads a record that is nothing but an operator: its stream, and the call into `scratch`; `None` for any other, which
+/// [`decode`] reads. Nearly every record is one, and this way it is not carried about as a [`Record`], which is as large as the
+/// largest.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_operator(bytes: &[u8], scratch: &mut OpCall) -> Result<Option<u32>, DecodeError> {
+    let mut r = Reader::new(bytes);
+    if r.u8()? != OP {
+        return Ok(None);
+    }
+    let stream = r.u32()?;
+    decode_op(r.take(r.left())?, scratch)?;
+    Ok(Some(stream))
+}
+
 /// A field of a record.
 trait Field<'a>: Sized {
     /// Appends it.
