@@ -99,7 +99,7 @@ proptest! {
 
 proptest! {
     // Several engines a load: fewer of them.
-    #![proptest_config(property(8, 1.0))]
+    #![proptest_config(property(7, 0.48))]
 
     /// Several engines on one device: no mean is promised, but from its second token on nobody stands still for longer than
     /// `credit` τ, and for as long as each engine's step, a prompt's floor and the operator that stands between take.
