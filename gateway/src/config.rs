@@ -61,8 +61,12 @@ pub struct Engine {
     pub kind: Kind,
     /// Environment variable that holds the key which the engine wants.
     pub api_key_env: Option<String>,
+    /// File that holds it instead, as secrets are mounted.
+    pub api_key_file: Option<PathBuf>,
     /// Admin API of the vnpu-daemon under it, `host:port`.
     pub daemon: Option<String>,
+    /// Where the interposer in it listens for hints, if not where `--hints` says.
+    pub hints: Option<PathBuf>,
     /// Prompt tokens between admission and first token.
     #[serde(default = "prefill_tokens")]
     pub prefill_tokens: u64,
@@ -263,6 +267,9 @@ pub struct Tenant {
     /// SHA-256 of its keys, in hexadecimal: keys themselves are not kept.
     #[serde(default)]
     pub key_sha256: Vec<String>,
+    /// Files that hold a key each, as secrets are mounted; read with the configuration.
+    #[serde(default)]
+    pub key_files: Vec<PathBuf>,
 }
 
 impl Default for Config {
@@ -312,7 +319,9 @@ impl Engine {
             kind: Kind::default(),
             ca: None,
             api_key_env: None,
+            api_key_file: None,
             daemon: None,
+            hints: None,
             prefill_tokens: prefill_tokens(),
             sequences: sequences(),
             kv_tokens: None,

@@ -1,6 +1,5 @@
 //! The engines behind the gateway: where they are, what they serve, whether they are worth a try.
 
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,13 +7,15 @@ use admission::{Breaker, BreakerLimits, EngineIndex, EngineSet};
 use anyhow::bail;
 use http::HeaderValue;
 use parking_lot::{Mutex, RwLock};
-use pingora_core::upstreams::peer::{HttpPeer, Scheme};
+use pingora_core::upstreams::peer::Scheme;
 use serde_json::{Map, Value, json};
 
 use crate::admit::Admitter;
 use crate::config::{self, Config, Timeouts};
 use crate::follow::Said;
+use crate::identity;
 use crate::mistakes::Mistake;
+use crate::place::Place;
 use crate::quirks::Quirks;
 use crate::tls;
 
@@ -26,16 +27,14 @@ pub struct Engine {
     pub config: config::Engine,
     /// How it differs from others.
     pub quirks: Quirks,
-    /// For the connector.
-    pub peer: HttpPeer,
+    /// Where it is.
+    pub place: Place,
     /// What it is called in `Host`: `host:port`.
-    pub authority: String,
-    /// The same, for requests.
     pub host: HeaderValue,
     /// `Authorization` that it wants; never the client's where clients have keys of ours.
     pub authorization: Option<HeaderValue>,
-    /// Admin API of the daemon under it, and its address.
-    pub daemon: Option<(HttpPeer, String)>,
+    /// Admin API of the daemon under it.
+    pub daemon: Option<Place>,
     known: Arc<Known>,
 }
 
@@ -73,30 +72,44 @@ impl Engine {
             Mistake::new(&[&"engines", &place, &member], format!("engine `{}`: {member}: {what}", config.name))
         };
         let (authority, tls) = config.authority();
-        let mut peer = peer_at(&authority, timeouts).map_err(|e| wrong("address", e))?;
-        if tls {
-            peer.scheme = Scheme::HTTPS;
-            peer.sni = authority.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']).to_owned();
-            if let Some(ca) = &config.ca {
-                let authorities = tls::authorities(ca).map_err(|e| wrong("ca", e))?;
+        if config.ca.is_some() && !tls {
+            return Err(wrong("ca", "its address is not https://".to_owned()));
+        }
+        let authorities = config.ca.as_deref().map(tls::authorities).transpose().map_err(|e| wrong("ca", e))?;
+        let place = Place::of(&authority, timeouts, |peer| {
+            if tls {
+                peer.scheme = Scheme::HTTPS;
+                peer.sni = authority.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']).to_owned();
+            }
+            if let Some(authorities) = authorities {
                 // A connection made under other authorities is another connection.
                 peer.group_key = tls::fingerprint(&authorities);
                 peer.options.ca = Some(authorities);
             }
-        } else if config.ca.is_some() {
-            return Err(wrong("ca", "its address is not https://".to_owned()));
-        }
-        let daemon =
-            config.daemon.as_ref().map(|address| Ok::<_, String>((peer_at(address, timeouts)?, address.clone())));
-        let daemon = daemon.transpose().map_err(|e| wrong("daemon", e))?;
-        let key = config.api_key_env.as_ref().map(|name| {
-            let key = std::env::var(name).map_err(|_| format!("no variable {name} with its key"))?;
-            HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| format!("odd characters in the key in {name}"))
         });
-        let authorization = key.transpose().map_err(|e| wrong("api_key_env", e))?;
+        let place = place.map_err(|e| wrong("address", e))?;
+        let daemon = config.daemon.as_ref().map(|address| Place::of(address, timeouts, |_| ())).transpose();
+        let daemon = daemon.map_err(|e| wrong("daemon", e))?;
+        let bearer = |key: &str| {
+            HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| "odd characters in the key".to_owned())
+        };
+        let authorization = match (&config.api_key_env, &config.api_key_file) {
+            (None, None) => None,
+            (Some(name), None) => {
+                let key = std::env::var(name).map_err(|_| format!("no variable {name} with its key"));
+                Some(key.and_then(|key| bearer(&key)).map_err(|e| wrong("api_key_env", e))?)
+            }
+            (None, Some(file)) => {
+                let key = identity::key_in(file).and_then(|key| bearer(&key));
+                Some(key.map_err(|e| wrong("api_key_file", e))?)
+            }
+            (Some(_), Some(_)) => {
+                return Err(wrong("api_key_file", "and api_key_env: one of them holds the key".to_owned()));
+            }
+        };
         let host = HeaderValue::from_str(&authority).map_err(|_| wrong("address", "odd characters".to_owned()))?;
         let quirks = config.kind.quirks();
-        Ok(Self { index: 0, quirks, config, peer, authority, host, authorization, daemon, known: Arc::default() })
+        Ok(Self { index: 0, quirks, config, place, host, authorization, daemon, known: Arc::default() })
     }
 
     /// Whether it is the engine that another configuration means.
@@ -204,15 +217,6 @@ impl Engine {
     }
 }
 
-/// Whoever listens at `address`, for the connector.
-fn peer_at(address: &str, timeouts: &Timeouts) -> Result<HttpPeer, String> {
-    let resolved = address.to_socket_addrs().ok().and_then(|mut a| a.next());
-    let resolved = resolved.ok_or_else(|| format!("`{address}` is not a reachable host:port, as in 127.0.0.1:8000"))?;
-    let mut peer = HttpPeer::new(resolved, false, String::new());
-    peer.options.connection_timeout = Some(Timeouts::of(timeouts.connect_ms));
-    Ok(peer)
-}
-
 /// The engines of a configuration, and those of earlier ones on which something may still run.
 #[derive(Default)]
 pub struct Engines {
@@ -225,7 +229,7 @@ impl Engines {
     /// nobody has been told of removed ones yet.
     ///
     /// # Errors
-    /// If an address does not resolve, a key is missing, or there is no place; nothing has changed then.
+    /// If an address is none, a key is missing, or there is no place; nothing has changed then.
     pub fn of(config: &Config, before: &Self, admitter: &Admitter) -> anyhow::Result<Self> {
         let each = config.engines.iter().enumerate();
         let each = each.map(|(place, engine)| Engine::new(place, engine.clone(), &config.timeouts));

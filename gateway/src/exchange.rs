@@ -90,12 +90,13 @@ impl Gateway {
         mut tracked: Option<&mut Tracked<'_>>,
         fresh: bool,
     ) -> Result<bool, Stop> {
-        let idle = if fresh { None } else { self.connections.idle(&engine.peer) };
+        let peer = engine.place.peer().ok_or(Stop::NotReached)?;
+        let idle = if fresh { None } else { self.connections.idle(&peer) };
         let (mut session, reused) = match idle {
             Some(session) => (session, true),
             None => {
                 // Seldom, and large: on the heap, so that not every request carries room for it.
-                let opened = reply.attend(Box::pin(self.connections.open(&engine.peer)), timers).await?;
+                let opened = reply.attend(Box::pin(self.connections.open(&peer)), timers).await?;
                 (opened.map_err(|_| Stop::NotReached)?, false)
             }
         };
@@ -110,7 +111,7 @@ impl Gateway {
         };
         match result {
             Ok(whole) => {
-                self.connections.keep(session, &engine.peer).await;
+                self.connections.keep(session, &peer).await;
                 Ok(whole)
             }
             Err(stop) => {

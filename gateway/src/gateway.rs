@@ -13,7 +13,7 @@ use crate::access_log::AccessLog;
 use crate::admit::Admitter;
 use crate::config::Config;
 use crate::connections::Connections;
-use crate::hints::Hints;
+use crate::hints::{Hints, Listeners};
 use crate::metrics::{EngineLabel, Metrics, ModelLabel};
 use crate::mistakes::Mistake;
 use crate::setup::Setup;
@@ -30,8 +30,8 @@ pub struct Gateway {
     pub objectives: Wants,
     /// Clients' own wishes count.
     pub trusting: bool,
-    /// To the scheduler.
-    pub hints: Hints,
+    /// To the schedulers.
+    pub hints: Listeners,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// A line for each request.
@@ -64,7 +64,7 @@ impl Gateway {
     /// In front of the configured engines; `file` is where `config` was read.
     ///
     /// # Errors
-    /// If an engine's address does not resolve or its key is missing.
+    /// If an engine's address is none or its key is missing.
     pub fn new(
         (config, file): (Config, Option<PathBuf>),
         (objectives, trusting): (Wants, bool),
@@ -83,7 +83,7 @@ impl Gateway {
             connections: Connections::default(),
             objectives,
             trusting,
-            hints,
+            hints: Listeners::new(hints),
             metrics,
             access_log,
             telemetry,
@@ -122,6 +122,7 @@ impl Gateway {
         // New requests first: they know the new engines, and the old ones are still there.
         *self.setup.write() = Arc::clone(&after);
         let gone = after.take_over(&before, &self.admitter);
+        self.hints.keep(&after.engines.iter().filter_map(|e| e.config.hints.as_deref()).collect::<Vec<_>>());
         let added = after.engines.present().without(before.engines.present());
         let named =
             |set: admission::EngineSet, of: &Setup| set.iter().map(|e| of.engines.at(e).config.name.clone()).collect();
@@ -177,7 +178,12 @@ impl Gateway {
         m.queue_requests.set(signed(requests as u64));
         m.queue_bytes.set(signed(bytes));
         m.admitted.set(signed(running as u64));
-        for engine in self.setup().engines.iter() {
+        let setup = self.setup();
+        // A rate over a series that is born with its first observation misses that one.
+        for tenant in setup.tenants.all() {
+            m.exist(&tenant.name);
+        }
+        for engine in setup.engines.iter() {
             let label = EngineLabel { engine: engine.config.name.clone() };
             let ledger = self.admitter.ledger(engine.index);
             m.engine_open.get_or_create(&label).set(i64::from(engine.is_open()));

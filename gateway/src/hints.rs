@@ -4,10 +4,12 @@
 //! reconnecting when the engine restarts. What does not fit, or has no listener, is dropped and counted. On a new
 //! connection old hints are not replayed: they describe requests of an engine that is gone.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -20,6 +22,36 @@ use crate::metrics::Metrics;
 const QUEUE_LEN_MAX: usize = 4096;
 /// Pause between attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+
+/// The listeners of all engines: each its own where the configuration names one, else the one of `--hints`.
+pub struct Listeners {
+    any: Hints,
+    own: Mutex<HashMap<PathBuf, Hints>>,
+}
+
+impl Listeners {
+    /// `any` is for engines that name none.
+    pub fn new(any: Hints) -> Self {
+        Self { any, own: Mutex::default() }
+    }
+
+    /// The one of an engine that names `own`, or none.
+    pub fn of(&self, own: Option<&Path>) -> Hints {
+        let Some(path) = own else { return self.any.clone() };
+        let mut known = self.own.lock();
+        if let Some(hints) = known.get(path) {
+            return hints.clone();
+        }
+        let hints = Hints::start(Some(path.to_owned()), Arc::clone(&self.any.metrics));
+        known.insert(path.to_owned(), hints.clone());
+        hints
+    }
+
+    /// Forgets those that no engine names any more; their writers end with the last request that uses them.
+    pub fn keep(&self, named: &[&Path]) {
+        self.own.lock().retain(|path, _| named.contains(&path.as_path()));
+    }
+}
 
 /// Where requests put their hints. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +69,14 @@ impl Hints {
             sender
         });
         Self { queue, metrics }
+    }
+
+    /// Whether both go to one listener.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.queue, &other.queue) {
+            (Some(a), Some(b)) => a.same_channel(b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
     }
 
     /// Hands a hint over; never waits.
@@ -118,6 +158,18 @@ mod tests {
             assert_eq!(Hint::from_json(line.as_bytes()).unwrap().request(), round);
             std::fs::remove_file(&path).unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn engines_have_listeners_of_their_own_for_as_long_as_they_are_named() {
+        let metrics = Arc::new(Metrics::default());
+        let all = Listeners::new(Hints::start(Some("/any".into()), Arc::clone(&metrics)));
+        let [a, b] = ["/a", "/b"].map(Path::new);
+        assert!(all.of(Some(a)).is(&all.of(Some(a))) && all.of(None).is(&all.of(None)));
+        assert!(!all.of(Some(a)).is(&all.of(Some(b))) && !all.of(Some(a)).is(&all.of(None)));
+        let (old, kept) = (all.of(Some(a)), all.of(Some(b)));
+        all.keep(&[b]);
+        assert!(!all.of(Some(a)).is(&old) && all.of(Some(b)).is(&kept));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! that exist. Keys are long and random (`gateway key` makes one), which is why a plain hash is enough.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use admission::{QuotaMeter, TENANTS_MAX, TenantIndex};
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::config::{Config, Tier};
+use crate::mistakes::Mistake;
 
 /// A tenant of the gateway.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Tenants {
     /// Those of a configuration, one for everyone if it names none; `before` had those known so far.
     ///
     /// # Errors
-    /// If there have been too many.
+    /// If there have been too many, or a key's file cannot be used.
     pub fn of_config(config: &Config, before: &Self, now_us: u64) -> anyhow::Result<Self> {
         let mut tenants = Self { known: before.known.clone(), ..Self::default() };
         if config.tenants.is_empty() {
@@ -49,6 +51,16 @@ impl Tenants {
         }
         for (place, given) in config.tenants.iter().enumerate() {
             tenants.by_key.extend(given.key_sha256.iter().filter_map(|hex| Some((unhex(hex)?, place))));
+            for (k, file) in given.key_files.iter().enumerate() {
+                let wrong = |what: String| {
+                    let what = format!("tenant `{}`: {what}", given.name);
+                    config.wrong(&Mistake::new(&[&"tenants", &place, &"key_files", &k], what))
+                };
+                let key = key_in(file).map_err(wrong)?;
+                if tenants.by_key.insert(Sha256::digest(key).into(), place).is_some() {
+                    return Err(wrong(format!("the key in {} is used twice", file.display())));
+                }
+            }
             tenants.add(&given.name, config.tier(given), now_us)?;
         }
         Ok(tenants)
@@ -93,6 +105,18 @@ impl Tenants {
     /// All of them.
     pub fn all(&self) -> &[Tenant] {
         &self.tenants
+    }
+}
+
+/// The key that a file holds.
+///
+/// # Errors
+/// If it holds none.
+pub fn key_in(file: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    match text.trim() {
+        "" => Err(format!("{} is empty; print a key with `gateway key`", file.display())),
+        key => Ok(key.to_owned()),
     }
 }
 
@@ -142,6 +166,20 @@ mod tests {
             assert_eq!(of(&wrong), None, "{wrong}");
         }
         assert!(tenants.of(&HeaderMap::new()).is_none());
+        // The same key in a file: known, but not twice.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        let text = format!("{text}[[tenants]]\nname = \"green\"\nkey_files = [{:?}]\n", file);
+        let filed = |key: &str| {
+            std::fs::write(&file, key).unwrap();
+            Tenants::of_config(&Config::parse(&text).unwrap(), &Tenants::default(), 0)
+        };
+        let headers = [(http::header::AUTHORIZATION, "Bearer other".parse().unwrap())].into_iter().collect();
+        assert_eq!(filed("other\n").unwrap().of(&headers).unwrap().name, "green");
+        for (wrong, words) in [(key.as_str(), "used twice"), (" \n", "gateway key")] {
+            let error = format!("{:#}", filed(wrong).unwrap_err());
+            assert!(error.contains(words) && error.contains("line 8"), "{error}");
+        }
         let open = Tenants::of_config(&Config::sidecar(&["a:1".into()]), &Tenants::default(), 0).unwrap();
         assert!(open.of(&HeaderMap::new()).is_some());
     }

@@ -24,6 +24,7 @@ mod mistakes;
 mod models;
 pub mod monitor;
 mod phase;
+mod place;
 pub mod proxy;
 mod quirks;
 mod reply;

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::identity::Tenant;
 use crate::phase::{End, Phase};
 
 /// Label of a phase.
@@ -55,6 +56,23 @@ pub struct TokensLabel {
     pub kind: &'static str,
 }
 
+/// Label of a tenant. There are as many values as the configuration has had tenants: names of strangers are none.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct TenantLabel {
+    /// Its name; empty where clients need no key.
+    pub tenant: String,
+}
+
+impl TenantLabel {
+    /// Of a configured one.
+    pub fn of(tenant: &Tenant) -> Self {
+        Self { tenant: tenant.name.clone() }
+    }
+}
+
+/// Histograms of seconds, one for each value of a label.
+type Seconds<L> = Family<L, Histogram, fn() -> Histogram>;
+
 /// Label of a refusal or failure.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct CodeLabel {
@@ -96,9 +114,9 @@ pub struct Metrics {
     requests: Family<PhaseLabel, Gauge>,
     ended: Family<EndLabel, Counter>,
     /// Time to first token, seconds, from arrival at the gateway.
-    pub ttft_s: Histogram,
+    pub ttft_s: Seconds<TenantLabel>,
     /// Time per output token after the first, seconds.
-    pub tpot_s: Histogram,
+    pub tpot_s: Seconds<TenantLabel>,
     /// Arrival to end, seconds.
     pub duration_s: Histogram,
     /// Wait in the queue, seconds.
@@ -145,8 +163,8 @@ impl Default for Metrics {
             registry: Registry::default(),
             requests: Family::default(),
             ended: Family::default(),
-            ttft_s: Histogram::new(TTFT_BUCKETS_S),
-            tpot_s: Histogram::new(TPOT_BUCKETS_S),
+            ttft_s: Seconds::new_with_constructor(|| Histogram::new(TTFT_BUCKETS_S)),
+            tpot_s: Seconds::new_with_constructor(|| Histogram::new(TPOT_BUCKETS_S)),
             duration_s: Histogram::new(DURATION_BUCKETS_S),
             queue_s: Histogram::new(QUEUE_BUCKETS_S),
             prompt_tokens: Counter::default(),
@@ -209,6 +227,14 @@ impl Metrics {
         r.register("gateway_estimate_error_ratio", "Mean relative error of estimated prompt tokens", error);
         self.registry = registry;
         self
+    }
+
+    /// From now on the tenant of this name has its series.
+    pub fn exist(&self, tenant: &str) {
+        let label = TenantLabel { tenant: tenant.to_owned() };
+        for seconds in [&self.ttft_s, &self.tpot_s] {
+            drop(seconds.get_or_create(&label));
+        }
     }
 
     /// Adds `change` to the number of requests in `phase`.

@@ -10,7 +10,6 @@ use admission::Others;
 use bytes::Bytes;
 use http::HeaderValue;
 use pingora_core::protocols::http::client::HttpSession;
-use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use serde_json::Value;
 
@@ -18,6 +17,7 @@ use crate::config::Timeouts;
 use crate::engines::Engine;
 use crate::follow::Prefill;
 use crate::gateway::{Gateway, Reloaded};
+use crate::place::Place;
 
 /// Between two looks at the breakers: how late a pause may end.
 const TICK: Duration = Duration::from_millis(50);
@@ -70,6 +70,8 @@ async fn watch(gateway: Arc<Gateway>, engine: Arc<Engine>) {
     let health_ms = gateway.setup().config.timeouts.health_ms;
     let mut every = tokio::time::interval(Timeouts::of(health_ms.max(10)));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Connected before the first request: its hints must not wait for that.
+    drop(gateway.hints.of(engine.config.hints.as_deref()));
     let mut looks = 0u32;
     let mut daemon: Option<(Prefill, u64)> = None;
     let in_force = || gateway.setup().engines.iter().any(|e| Arc::ptr_eq(e, &engine));
@@ -77,6 +79,11 @@ async fn watch(gateway: Arc<Gateway>, engine: Arc<Engine>) {
         every.tick().await;
         if !in_force() {
             return;
+        }
+        let time_max = Timeouts::of(gateway.setup().config.timeouts.connect_ms);
+        engine.place.look_up(time_max).await;
+        if let Some(daemon) = &engine.daemon {
+            daemon.look_up(time_max).await;
         }
         let was_open = engine.is_open();
         match fetch(&gateway, &engine, engine.quirks.health_path).await {
@@ -121,8 +128,7 @@ async fn follow(gateway: &Gateway, engine: &Engine) {
 
 /// An engine's limits follow the daemon under it. Its state now, and the prompt tokens prefilled until now.
 async fn follow_daemon(gateway: &Gateway, engine: &Engine, before: Option<(Prefill, u64)>) -> Option<(Prefill, u64)> {
-    let (peer, address) = engine.daemon.as_ref()?;
-    let (status, body) = get(gateway, peer, address, "/v1/status", None).await?;
+    let (status, body) = get(gateway, engine.daemon.as_ref()?, "/v1/status", None).await?;
     let tokens = engine.prefilled_tokens();
     let now = Prefill::of(&body).filter(|_| status == 200)?;
     if let Some((then, tokens_then)) = before {
@@ -140,17 +146,17 @@ fn models(body: &[u8]) -> Option<Vec<Value>> {
 
 /// Body of a GET at an engine; `None` if it does not answer in time.
 async fn fetch(gateway: &Gateway, engine: &Engine, path: &str) -> Option<(u16, Bytes)> {
-    get(gateway, &engine.peer, &engine.authority, path, engine.authorization.as_ref()).await
+    get(gateway, &engine.place, path, engine.authorization.as_ref()).await
 }
 
 /// Body of a GET; `None` if there is no answer in time.
 async fn get(
     gateway: &Gateway,
-    peer: &HttpPeer,
-    host: &str,
+    place: &Place,
     path: &str,
     authorization: Option<&HeaderValue>,
 ) -> Option<(u16, Bytes)> {
+    let peer = &*place.peer()?;
     let ask = async {
         loop {
             let idle = gateway.connections.idle(peer);
@@ -159,7 +165,7 @@ async fn get(
                 Some(session) => session,
                 None => gateway.connections.open(peer).await.ok()?,
             };
-            match answer(&mut session, host, path, authorization).await {
+            match answer(&mut session, place.authority(), path, authorization).await {
                 Some(answer) => {
                     gateway.connections.keep(session, peer).await;
                     return Some(answer);

@@ -84,6 +84,11 @@ impl Lifecycle {
     pub fn sent(&mut self, summary: &Summary, wants: &Wants) -> Vec<Hint> {
         debug_assert_eq!(self.phase, Phase::Queued);
         self.phase = Phase::Prefill;
+        self.announced(summary, wants)
+    }
+
+    /// What the scheduler of an engine is told that gets it now: the first, or another after that one failed.
+    pub fn announced(&self, summary: &Summary, wants: &Wants) -> Vec<Hint> {
         let request = self.request;
         vec![
             Hint::Admitted {
@@ -97,6 +102,11 @@ impl Lifecycle {
             },
             Hint::PrefillStarted { request },
         ]
+    }
+
+    /// What the scheduler of an engine is told that does not get it after all.
+    pub fn withdrawn(&self) -> Hint {
+        Hint::Aborted { request: self.request }
     }
 
     /// Tokens came: PREFILL → DECODE at the first.

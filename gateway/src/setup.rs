@@ -44,7 +44,7 @@ impl Setup {
     /// Makes `config` the next after this one. Its new engines have a place at the admitter; nothing else has changed yet.
     ///
     /// # Errors
-    /// If an engine's address does not resolve or its key is missing, a certificate or tokenizer cannot be used, or there are too many
+    /// If an engine's address is none or its key is missing, a certificate or tokenizer cannot be used, or there are too many
     /// engines or tenants.
     pub fn next(&self, config: Config, admitter: &Admitter) -> anyhow::Result<Self> {
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose();

@@ -13,8 +13,9 @@ use opentelemetry::Context;
 use crate::admit::Lease;
 use crate::engines::Engine;
 use crate::gateway::Gateway;
+use crate::hints::Hints;
 use crate::identity::Tenant;
-use crate::metrics::TokensLabel;
+use crate::metrics::{TenantLabel, TokensLabel};
 use crate::phase::{End, Lifecycle, Phase};
 use crate::request::{Incoming, Summary};
 use crate::telemetry::{Ended, Telemetry, operation};
@@ -38,6 +39,10 @@ pub struct Tracked<'a> {
     reserved: u64,
     lease: Option<Lease>,
     engine: Option<Arc<Engine>>,
+    /// Of the engine that it is at.
+    hints: Hints,
+    /// That engine's scheduler knows nothing of it yet.
+    unknown: bool,
     /// Wait in the queue so far, microseconds.
     pub queued_us: u64,
     /// The engine's count, once it has sent one.
@@ -82,6 +87,8 @@ impl<'a> Tracked<'a> {
             reserved,
             lease: None,
             engine: None,
+            hints: gateway.hints.of(None),
+            unknown: false,
             queued_us: 0,
             usage: None,
             end: End::ClientLeft,
@@ -92,6 +99,14 @@ impl<'a> Tracked<'a> {
 
     /// It was admitted, to `engine`.
     pub fn admitted(&mut self, lease: Lease, engine: Arc<Engine>) {
+        let hints = self.gateway.hints.of(engine.config.hints.as_deref());
+        if !hints.is(&self.hints) {
+            if self.life.phase() != Phase::Queued {
+                self.hints.send(self.life.withdrawn());
+                self.unknown = true;
+            }
+            self.hints = hints;
+        }
         self.engine = Some(engine);
         self.queued_us += lease.waited_us;
         self.gateway.metrics.queue_s.observe(lease.waited_us as f64 / 1e6);
@@ -127,10 +142,12 @@ impl<'a> Tracked<'a> {
         if self.life.phase() == Phase::Queued {
             self.shift(|t| {
                 for hint in t.life.sent(&t.summary, &t.wants) {
-                    t.gateway.hints.send(hint);
+                    t.hints.send(hint);
                 }
             });
             self.gateway.metrics.prompt_tokens.inc_by(u64::from(self.summary.prompt_tokens));
+        } else if std::mem::take(&mut self.unknown) {
+            self.life.announced(&self.summary, &self.wants).into_iter().for_each(|hint| self.hints.send(hint));
         }
     }
 
@@ -141,7 +158,7 @@ impl<'a> Tracked<'a> {
         }
         let first = self.life.tokens() == 0;
         let now = Instant::now();
-        self.shift(|t| t.life.tokens_came(count, now).into_iter().for_each(|hint| t.gateway.hints.send(hint)));
+        self.shift(|t| t.life.tokens_came(count, now).into_iter().for_each(|hint| t.hints.send(hint)));
         self.gateway.metrics.output_tokens.inc_by(u64::from(count));
         if let Some(lease) = &mut self.lease {
             lease.first_token();
@@ -151,7 +168,7 @@ impl<'a> Tracked<'a> {
             self.prefilled();
         }
         if let Some(ttft_s) = self.life.ttft_s().filter(|_| first) {
-            self.gateway.metrics.ttft_s.observe(ttft_s);
+            self.gateway.metrics.ttft_s.get_or_create(&TenantLabel::of(self.tenant)).observe(ttft_s);
         }
     }
 
@@ -202,11 +219,11 @@ impl Drop for Tracked<'_> {
         let nothing_came = self.end == End::Failed && self.life.tokens() == 0 && self.usage.is_none();
         let cost = self.cost(reached_engine && !nothing_came);
         if let Some(tpot_s) = self.life.tpot_s(now).filter(|_| self.end == End::Finished) {
-            gateway.metrics.tpot_s.observe(tpot_s);
+            gateway.metrics.tpot_s.get_or_create(&TenantLabel::of(self.tenant)).observe(tpot_s);
         }
         gateway.metrics.duration_s.observe(now.duration_since(self.arrived).as_secs_f64());
         let end = self.end;
-        self.shift(|t| t.life.ended(end).into_iter().for_each(|hint| t.gateway.hints.send(hint)));
+        self.shift(|t| t.life.ended(end).into_iter().for_each(|hint| t.hints.send(hint)));
         gateway.metrics.ended(end);
 
         let used = cost.prompt_tokens.saturating_add(cost.output_tokens);
