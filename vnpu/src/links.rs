@@ -57,6 +57,21 @@ pub fn refresh(library: &Path, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Puts the library itself into `dir`; its name there, which links can point to wherever the directory is mounted.
+///
+/// # Errors
+/// If that cannot be done.
+pub fn copy(library: &Path, dir: &Path) -> anyhow::Result<PathBuf> {
+    let name = library.file_name().context("the library has no name")?;
+    let fresh = dir.join(format!(".library.{}", std::process::id()));
+    let hint = || format!("cannot copy the library into {}", dir.display());
+    fs::create_dir_all(dir).with_context(hint)?;
+    fs::copy(library, &fresh).with_context(hint)?;
+    // Programs that have the old one open keep it.
+    fs::rename(&fresh, dir.join(name)).with_context(hint)?;
+    Ok(name.into())
+}
+
 fn link(library: &Path, at: &Path) -> anyhow::Result<()> {
     match fs::read_link(at) {
         Ok(target) if target == library => return Ok(()),
@@ -89,6 +104,23 @@ mod tests {
             }
         }
         assert_eq!(fs::read_dir(&dir).unwrap().count(), NAMES.len(), "nothing is left over");
+    }
+
+    #[test]
+    fn copied_directory_works_wherever_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let library = root.path().join("lib.so");
+        let (made, moved) = (root.path().join("made"), root.path().join("moved"));
+        for text in ["old", "new"] {
+            fs::write(&library, text).unwrap();
+            refresh(&copy(&library, &made).unwrap(), &made).unwrap();
+        }
+        fs::remove_file(&library).unwrap();
+        fs::rename(&made, &moved).unwrap();
+        for name in NAMES {
+            assert_eq!(fs::read_to_string(moved.join(name)).unwrap(), "new", "{name}");
+        }
+        assert_eq!(fs::read_dir(&moved).unwrap().count(), NAMES.len() + 1, "nothing is left over");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! watches it. `vnpu ops` and `vnpu functions` list what is supported.
 
 mod admin;
+mod health;
 mod library;
 mod links;
 mod policy;
@@ -39,7 +40,11 @@ enum Command {
         /// Directory to make or refresh.
         #[arg(long)]
         dir: PathBuf,
+        /// Put the library itself there, too: the directory may then be mounted elsewhere, in a container say.
+        #[arg(long)]
+        copy: bool,
     },
+    Health(health::Health),
     Policy(policy::Policy),
     Record(record::RecordArgs),
     Trace(record::TraceArgs),
@@ -64,7 +69,8 @@ struct Listing {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => return run.exec(),
-        Command::Libs { dir } => libs(&dir),
+        Command::Libs { dir, copy } => libs(&dir, copy),
+        Command::Health(health) => health.run(),
         Command::Policy(policy) => policy.run().and_then(|text| print(&text)),
         Command::Record(record) => record.run().and_then(|text| print(&text)),
         Command::Trace(trace) => trace.run().and_then(|text| print(&text)),
@@ -84,8 +90,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn libs(dir: &std::path::Path) -> anyhow::Result<()> {
-    links::refresh(&library::find()?, dir)?;
+fn libs(dir: &std::path::Path, copy: bool) -> anyhow::Result<()> {
+    let library = library::find()?;
+    let library = if copy { links::copy(&library, dir)? } else { library };
+    links::refresh(&library, dir)?;
     python::refresh(&dir.join(python::DIR))?;
     print(&format!("{}\n", dir.canonicalize()?.display()))
 }
