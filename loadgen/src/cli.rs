@@ -8,6 +8,7 @@ use crate::mock::MockArgs;
 use crate::selftest::SelftestArgs;
 use crate::several::{AbArgs, CompareArgs, SearchArgs};
 use crate::sweep::SweepArgs;
+use crate::under::PoliciesArgs;
 
 /// Drive an OpenAI-compatible endpoint on an absolute schedule and measure TTFT, TPOT, ITL, E2E latency.
 ///
@@ -42,6 +43,8 @@ pub enum Command {
     },
     /// Print the manual page (roff).
     Man,
+    /// Measure one target under one dispatch policy of its daemon after another: the table of `./x demo`.
+    Policies(PoliciesArgs),
     /// Measure one load after another, rates or concurrencies: one table, one page with latency against load.
     Sweep(SweepArgs),
     /// Find the highest rate that meets an objective, as an interval.
@@ -96,6 +99,9 @@ pub struct RunArgs {
     /// Sent as a bearer token.
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// File that holds it instead, as secrets are mounted.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
     /// Speak HTTP/2 (over plain TCP: with prior knowledge).
     #[arg(long)]
     pub http2: bool,

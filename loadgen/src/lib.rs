@@ -11,6 +11,7 @@ pub mod html;
 pub mod http1;
 pub mod measure;
 pub mod plot;
+pub mod policies;
 pub mod profile;
 pub mod prompt;
 pub mod report;

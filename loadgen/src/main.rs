@@ -14,6 +14,7 @@ mod run;
 mod selftest;
 mod several;
 mod sweep;
+mod under;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Some(cli::Command::Compare(args)) => several::compare(args),
         Some(cli::Command::Ab(args)) => several::ab(args),
         Some(cli::Command::Search(args)) => several::search(args),
+        Some(cli::Command::Policies(args)) => under::command(args),
         Some(cli::Command::Sweep(args)) => sweep::command(args),
         Some(cli::Command::Completions { shell }) => {
             clap_complete::generate(*shell, &mut cli::Cli::command(), "loadgen", &mut std::io::stdout());

@@ -191,10 +191,15 @@ fn without_secrets(line: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 fn target(args: &RunArgs) -> anyhow::Result<Target> {
+    let filed = args
+        .api_key_file
+        .as_deref()
+        .map(|file| std::fs::read_to_string(file).with_context(|| format!("--api-key-file {}", file.display())));
+    let filed = filed.transpose()?;
     Target::new(&Given {
         base_url: &args.base_url,
         path: &args.endpoint,
-        api_key: args.api_key.as_deref(),
+        api_key: filed.as_deref().map(str::trim).or(args.api_key.as_deref()),
         headers: &args.header,
         http2: args.http2,
         timeout: Duration::from_secs(args.request_timeout),

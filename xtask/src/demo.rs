@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use loadgen::policies;
 use serde_json::json;
 use stack::{Daemon, Engine, Gateway, StreamEvent, Via};
 
@@ -55,19 +56,6 @@ const OBJECTIVES: [&str; 2] = ["ttft:1000", "tpot:50"];
 const POLICIES: [&str; 2] = ["fifo", "phase"];
 /// The policy that `--trace` shows.
 const TRACED: &str = "phase";
-/// Rows of the closing table: figure, title, unit.
-const ROWS: [(&str, &str, &str); 9] = [
-    ("ttft_p50_ms", "TTFT p50", "ms"),
-    ("ttft_p99_ms", "TTFT p99", "ms"),
-    ("tpot_p50_ms", "TPOT p50", "ms"),
-    ("tpot_p99_ms", "TPOT p99", "ms"),
-    ("itl_p99_ms", "ITL p99", "ms"),
-    ("e2el_p50_ms", "E2E p50", "ms"),
-    ("output_tokens_per_s", "throughput", "tok/s"),
-    ("goodput_share", "goodput", "share"),
-    ("failed", "failed", "requests"),
-];
-
 /// Which engine serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -163,7 +151,7 @@ pub fn run(measure: &Measure, keep: bool, omega: f64, timeline: Option<&Path>, k
     }
     figures.set_text("device", &label);
     figures.set("omega", omega);
-    print!("{}", table(&figures, &label));
+    print!("{}", policies::table(&label, &POLICIES.map(|policy| (policy.to_owned(), figures.of(policy)))));
     figures.write(measure.json.as_deref())?;
 
     let url = chat.gateway.http.url();
@@ -268,36 +256,4 @@ pub(crate) fn trace(
         print!("   timeline (opens in ui.perfetto.dev): {}", String::from_utf8_lossy(&out.stdout));
     }
     Ok(label)
-}
-
-/// Both policies side by side.
-fn table(figures: &Figures, label: &str) -> String {
-    let [base, ours] = POLICIES;
-    let mut out = format!("\n   {label}\n   {:<12} {base:>12} {ours:>12}  {:<9} change\n", "", "");
-    for (figure, title, unit) in ROWS {
-        let value = |policy: &str| figures.get(&format!("{policy}_{figure}"));
-        let cell = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
-        let (a, b) = (value(base), value(ours));
-        let change = match (a, b) {
-            (Some(a), Some(b)) if a != 0.0 => format!("{:+.1} %", (b / a - 1.0) * 100.0),
-            _ => "-".into(),
-        };
-        out += &format!("   {title:<12} {:>12} {:>12}  {unit:<9} {change}\n", cell(a), cell(b));
-    }
-    out + "   Every figure above is of an emulated device: what its cost model says, not what silicon does.\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn table_shows_change_against_the_baseline() {
-        let mut figures = Figures::default();
-        figures.set("fifo_ttft_p50_ms", 200.0);
-        figures.set("phase_ttft_p50_ms", 50.0);
-        let text = table(&figures, "emulated X");
-        assert!(text.contains("emulated X") && text.contains("-75.0 %"), "{text}");
-        assert!(text.lines().any(|l| l.contains("TPOT p99") && l.trim_end().ends_with('-')), "{text}");
-    }
 }

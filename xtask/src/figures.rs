@@ -34,6 +34,14 @@ impl Figures {
         Ok(())
     }
 
+    /// Those whose names begin with `prefix` and an underscore, without that.
+    pub fn of(&self, prefix: &str) -> Map<String, Value> {
+        let named = |(name, value): (&String, &Value)| {
+            Some((name.strip_prefix(prefix)?.strip_prefix('_')?.to_owned(), value.clone()))
+        };
+        self.0.iter().filter_map(named).collect()
+    }
+
     /// Writes the object, if a file was asked for.
     pub fn write(&self, path: Option<&Path>) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
