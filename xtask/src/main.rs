@@ -5,6 +5,7 @@
 mod bench;
 mod build;
 mod clients;
+mod containers;
 mod demo;
 mod figures;
 mod fuzz;

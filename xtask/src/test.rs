@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use system_tests::docs;
 
-use crate::{build, clients, torch, vllm};
+use crate::{build, clients, containers, torch, vllm};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -32,6 +32,9 @@ pub struct Tests {
     /// blocks say; with the filter, only those of pages whose name contains it.
     #[arg(long, value_name = "LEG", conflicts_with_all = ["torch", "vllm", "clients"])]
     docs: Option<String>,
+    /// Only the images and the stack of docker/: started, failing in every way, restarted. Needs Docker and compose.
+    #[arg(long, conflicts_with_all = ["torch", "vllm", "clients"])]
+    stack: bool,
 }
 
 /// All Rust tests. Documentation examples are compiled by no target of ours; libraries, programs and integration tests are.
@@ -67,6 +70,8 @@ pub fn run(tests: &Tests) -> Result<()> {
         tally += commands_of_pages(leg, filter.unwrap_or_default())?;
     } else if tests.clients {
         tally += clients::run()?;
+    } else if tests.stack {
+        tally += containers::run(filter.unwrap_or_default())?;
     } else if tests.vllm {
         println!("── programs");
         build::programs()?;

@@ -55,6 +55,17 @@ impl Http {
         with
     }
 
+    /// The same API; a call, its answer read to the end, that takes longer is an error.
+    #[must_use]
+    pub fn within(&self, time_max: Duration) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(time_max))
+            .max_idle_connections(0)
+            .build();
+        Self { agent: config.into(), ..self.clone() }
+    }
+
     /// `http://host:port`.
     pub fn url(&self) -> &str {
         &self.base

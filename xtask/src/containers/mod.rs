@@ -1,0 +1,127 @@
+//! `cargo xtask test --stack`: the images and the stack of `docker/`, as a user starts them, and what can happen to them.
+//!
+//! The base is made by `docker/base.sh`, as in a network without a registry, and the programs are those of this build. Grafana is left
+//! out: no image of it can be made here; everything that it would ask of Prometheus is asked by the test.
+
+mod compose;
+mod faults;
+mod images;
+mod load;
+mod queries;
+mod rolling;
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::build;
+use crate::test::Tally;
+use compose::{Compose, directory};
+
+/// What runs. Grafana does not.
+const SERVICES: [&str; 6] = ["vnpu-daemon-0", "vnpu-daemon-1", "engine-0", "engine-1", "gateway", "prometheus"];
+/// What the demo's table is made of here: fewer requests than a user's.
+const PROMPTS: &str = "20";
+
+/// A step's name and what it does.
+type Step = (&'static str, fn(&mut Compose) -> Result<()>);
+
+/// Builds, starts, tries, ends.
+///
+/// # Errors
+/// If there is no Docker or compose, or nothing can be built.
+pub fn run(filter: &str) -> Result<Tally> {
+    let answers = Command::new("docker").arg("version").output().is_ok_and(|out| out.status.success());
+    ensure!(
+        answers,
+        "missing: Docker. Install it (apt-get install docker.io docker-compose) and start it, or leave --stack out"
+    );
+    build::programs()?;
+    let start = Instant::now();
+    images::build(compose::TAG, false)?;
+    println!("   images in {} s", start.elapsed().as_secs());
+    let mut compose = Compose::new()?;
+    let steps: [Step; 8] = [
+        ("images_are_small_and_have_no_shell", |_| images::look()),
+        ("stack_starts_and_answers_with_a_key", started),
+        ("containers_have_no_root_and_nothing_to_write_to", |compose| images::confined(compose, &SERVICES)),
+        ("load_generator_prints_the_table_of_the_demo", table),
+        ("every_query_has_an_answer_from_the_stacks_own_prometheus", queries::all),
+        ("each_container_fails_in_every_way_and_all_recovers", |compose| {
+            replicas(compose)?;
+            faults::all(compose, &key("demo_key")?)
+        }),
+        ("rolling_restart_of_gateways_and_engines_drops_no_request", |compose| {
+            rolling::all(compose, &key("load_key")?)
+        }),
+        ("images_are_the_same_when_built_again", |_| images::again()),
+    ];
+    let mut tally = Tally::default();
+    for (name, step) in steps {
+        // What comes later stands on what comes first.
+        let wanted = name.contains(filter) || name.starts_with("stack_starts") || name.starts_with("each_container");
+        if !wanted {
+            continue;
+        }
+        let start = Instant::now();
+        match step(&mut compose) {
+            Ok(()) => {
+                println!("stack {name} ... ok ({} s)", start.elapsed().as_secs());
+                tally.passed += 1;
+            }
+            Err(error) => {
+                println!("stack {name} ... FAILED: {error:#}");
+                tally.failed += 1;
+                break;
+            }
+        }
+    }
+    drop(compose);
+    images::remove(compose::TAG);
+    Ok(tally)
+}
+
+/// A key that `docker/build.sh` has made.
+fn key(name: &str) -> Result<String> {
+    let file = directory().join("secrets").join(name);
+    Ok(std::fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
+}
+
+/// As a user's second command, without Grafana.
+fn started(compose: &mut Compose) -> Result<()> {
+    let start = Instant::now();
+    compose.up(&SERVICES)?;
+    println!("   up in {} s", start.elapsed().as_secs());
+    let gateway = compose.published("GATEWAY_PORT");
+    let body = json!({ "model": "tiny-qwen2", "max_tokens": 60, "messages": [{ "role": "user", "content": "What is prefill?" }] });
+    let (status, _) = gateway.send("POST", "/v1/chat/completions", &body.to_string())?;
+    ensure!(status == 401, "a stranger got {status}");
+    let known = gateway.with_header("authorization", &format!("Bearer {}", key("demo_key")?));
+    let text = known.stream("/v1/chat/completions", &body)?.text()?;
+    ensure!(text.split_whitespace().count() > 5, "the model says `{text}`");
+    // Its hints came to the device that computed it, and only there.
+    for (daemon, hints) in [("vnpu-daemon-0", true), ("vnpu-daemon-1", false)] {
+        let got = compose.inside(daemon, 7070)?.metric("vnpu_hints_total")?;
+        ensure!((got > 0.0) == hints, "{daemon} got {got} hints");
+    }
+    Ok(())
+}
+
+fn table(compose: &mut Compose) -> Result<()> {
+    compose.set("LOADGEN_PROMPTS", PROMPTS);
+    // 3 is its verdict that this machine is too busy to measure exactly; the figures are there and it has said so.
+    let text = compose.run_until(&["run", "--rm", "loadgen"], &[0, 3])?;
+    for words in ["emulated", "fifo", "phase", "TTFT p50", "TPOT p99", "goodput"] {
+        ensure!(text.contains(words), "no `{words}` in the load generator's table: {text}");
+    }
+    print!("{text}");
+    Ok(())
+}
+
+/// Two gateways and two engines of one model from now on.
+fn replicas(compose: &mut Compose) -> Result<()> {
+    compose.with_file("replicas.yaml");
+    compose.up(&[&SERVICES[..], &["gateway-b", "front"]].concat())
+}
