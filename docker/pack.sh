@@ -48,6 +48,8 @@ case $1 in
         rootfs prometheus /tmp/prometheus/usr/bin/prometheus /tmp/prometheus/usr/bin/promtool
         # Where the image of its makers has them.
         mv "$out/prometheus/usr/bin" "$out/prometheus/bin"
+        # Below a directory of its own: the time of what is copied is kept, that of what it is copied into is not.
+        mkdir -p "$out/prometheus-data/prometheus"
         ;;
 esac
 find "$out" -type d -exec chmod u=rwx,go=rx {} +

@@ -88,10 +88,10 @@ impl Daemon<'_> {
         stream.set_read_timeout(Some(PATIENCE))?;
         let kind = if body.starts_with('{') { "application/json" } else { "text/plain" };
         let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}"
-        )?;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {length}"
+        );
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).with_context(context)?;
         let (head, body) = answer.split_once("\r\n\r\n").with_context(context)?;

@@ -80,6 +80,43 @@ fn request_is_tried_elsewhere_before_its_first_byte_and_never_after() {
 }
 
 #[test]
+fn each_scheduler_hears_of_its_own_requests_and_of_those_that_it_loses() {
+    let (dying, good) = (upstream(|_| ()), upstream(|mut e| finish(&mut e)));
+    let dir = stack::scratch().unwrap();
+    let listeners =
+        [0, 1].map(|i| std::os::unix::net::UnixListener::bind(dir.path().join(format!("{i}.sock"))).unwrap());
+    let text = super::scripted::file_text(&[&dying, &good], "hints = \"HERE\"", "");
+    // The first engine's, then the second's.
+    let text = [0, 1]
+        .iter()
+        .fold(text, |text, i| text.replacen("HERE", dir.path().join(format!("{i}.sock")).to_str().unwrap(), 1));
+    let filed = super::scripted::Filed::start(&text);
+    // The session decides the engine: until one has met the dying one first.
+    let moved = (0..64).any(|session| {
+        let header = format!("x-session-id: {session}");
+        let body = completion(3, 5, true);
+        assert!(Raw::post(&filed.gateway.http, "/v1/completions", &[&header], &body).rest().contains("[DONE]"));
+        metric(&filed.gateway, "gateway_retries_total") > 0.0
+    });
+    assert!(moved);
+    let heard = listeners.map(|listener| {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(stream)).map_while(Result::ok);
+        let hint = |line: String| {
+            let hint: Value = serde_json::from_str(&line).unwrap();
+            (hint["request"].as_u64().unwrap(), hint["hint"].as_str().unwrap().to_owned())
+        };
+        lines.map(hint).collect::<Vec<_>>()
+    });
+    let request = heard[0][0].0;
+    let of = |i: usize| heard[i].iter().filter(|h| h.0 == request).map(|h| h.1.as_str()).collect::<Vec<_>>();
+    assert_eq!(heard[0].len(), 3, "{heard:?}");
+    assert_eq!(of(0), ["admitted", "prefill_started", "aborted"]);
+    assert_eq!(of(1), ["admitted", "prefill_started", "first_token", "finished"]);
+}
+
+#[test]
 fn sessions_and_prefixes_stay_with_their_engine() {
     let engines: Vec<Http> =
         (0..3).map(|i| upstream(move |mut e| e.answer("200 OK", &format!("{{\"choices\":[],\"by\":{i}}}")))).collect();

@@ -80,9 +80,13 @@ impl Compose {
     /// # Errors
     /// As there.
     pub fn run_until(&self, args: &[&str], codes: &[i32]) -> Result<String> {
+        self.run_with(&self.files, args, codes)
+    }
+
+    fn run_with(&self, files: &[&str], args: &[&str], codes: &[i32]) -> Result<String> {
         let mut command = Command::new(self.program[0]);
         command.args(&self.program[1..]).current_dir(directory()).envs(&self.variables);
-        for file in &self.files {
+        for file in files {
             command.args(["-f", file]);
         }
         output_of(command.args(args), codes)
@@ -165,12 +169,9 @@ impl Compose {
     }
 
     fn down(&self) {
-        for services in [&["compose.yaml"][..], &["compose.yaml", "replicas.yaml"]] {
-            let compose =
-                Self { program: self.program.clone(), files: services.to_vec(), variables: self.variables.clone() };
-            // There may be nothing to remove.
-            let _ = compose.run(&["--profile", "load", "down", "--volumes", "--remove-orphans", "--timeout", "2"]);
-        }
+        let all = ["--profile", "load", "down", "--volumes", "--remove-orphans", "--timeout", "2"];
+        // There may be nothing to remove.
+        let _ = self.run_with(&["compose.yaml", "replicas.yaml"], &all, &[0]);
     }
 }
 

@@ -112,7 +112,7 @@ fn started(compose: &mut Compose) -> Result<()> {
 fn table(compose: &mut Compose) -> Result<()> {
     compose.set("LOADGEN_PROMPTS", PROMPTS);
     // 3 is its verdict that this machine is too busy to measure exactly; the figures are there and it has said so.
-    let text = compose.run_until(&["run", "--rm", "loadgen"], &[0, 3])?;
+    let text = compose.run_until(&["run", "--rm", "-T", "loadgen"], &[0, 3])?;
     for words in ["emulated", "fifo", "phase", "TTFT p50", "TPOT p99", "goodput"] {
         ensure!(text.contains(words), "no `{words}` in the load generator's table: {text}");
     }

@@ -42,7 +42,8 @@ pub fn all(compose: &mut Compose) -> Result<()> {
             .post_json("/v1/completions", &text)?;
         let mut without = Vec::new();
         for (place, expr) in open {
-            if metrics::query(&prometheus, &expr)?.is_empty() {
+            let number = |s: &Value| s["value"][1].as_str().is_some_and(|v| v.parse::<f64>().is_ok_and(f64::is_finite));
+            if !metrics::query(&prometheus, &expr)?.iter().any(number) {
                 without.push((place, expr));
             }
         }

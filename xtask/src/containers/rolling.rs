@@ -45,7 +45,7 @@ pub fn all(compose: &mut Compose, key: &str) -> Result<()> {
         ends.failures(),
         ends.longest.as_secs_f64()
     );
-    ensure!(ends.failures() == 0 && ends.finished > 100, "{ends:?}");
+    ensure!(ends.failures() == 0 && ends.finished > 30, "{ends:?}");
     Ok(())
 }
 
