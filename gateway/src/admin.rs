@@ -10,12 +10,13 @@ use axum::routing::{MethodRouter, get, post, put};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::console;
 use crate::engines::Engine;
 use crate::gateway::Gateway;
 use crate::monitor;
 
 /// The admin API's paths, their methods and handlers.
-fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<Gateway>>); 6] {
+fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<Gateway>>); 13] {
     [
         ("/health", "get", get(|| async { "ok\n" })),
         ("/ready", "get", get(ready)),
@@ -23,6 +24,13 @@ fn routes() -> [(&'static str, &'static str, MethodRouter<Arc<Gateway>>); 6] {
         ("/v1/status", "get", get(status)),
         ("/v1/engines/{name}", "put", put(put_engine)),
         ("/v1/reload", "post", post(reload)),
+        ("/", "get", get(console::page)),
+        ("/console", "get", get(console::page)),
+        ("/console/console.css", "get", get(console::style)),
+        ("/console/console.js", "get", get(console::script)),
+        ("/console/icon.svg", "get", get(console::icon)),
+        ("/console/events", "get", get(console::events)),
+        ("/console/policy", "put", put(console::put_policy)),
     ]
 }
 
@@ -63,6 +71,11 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn status(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
+    Json(status_of(&gateway))
+}
+
+/// What the gateway does now.
+pub fn status_of(gateway: &Gateway) -> Value {
     let (requests, bytes, running) = gateway.admitter.load();
     let setup = gateway.setup();
     let tenants = setup.tenants.all().iter().map(|t| {
@@ -70,7 +83,7 @@ async fn status(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
         json!({ "name": t.name, "weight": t.tier.weight, "band": t.tier.band,
                 "served_tokens": served_tokens, "sequences": sequences })
     });
-    Json(json!({
+    json!({
         "generation": setup.generation,
         "version": env!("CARGO_PKG_VERSION"),
         "ready": gateway.is_ready(),
@@ -78,9 +91,9 @@ async fn status(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
         "queue": { "requests": requests, "bytes": bytes,
                    "requests_max": setup.config.queue.requests, "bytes_max": setup.config.queue.bytes },
         "admitted": running,
-        "engines": setup.engines.iter().map(|e| engine(&gateway, e)).collect::<Vec<_>>(),
+        "engines": setup.engines.iter().map(|e| engine(gateway, e)).collect::<Vec<_>>(),
         "tenants": tenants.collect::<Vec<_>>(),
-    }))
+    })
 }
 
 fn engine(gateway: &Gateway, engine: &Engine) -> Value {

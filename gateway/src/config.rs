@@ -38,6 +38,8 @@ pub struct Config {
     pub models: Vec<Model>,
     /// What clients' TLS sees; without it they connect without TLS.
     pub tls: Option<Tls>,
+    /// The page for operators.
+    pub console: Console,
     /// Where OpenTelemetry goes; nowhere if left out.
     pub telemetry: Option<Telemetry>,
     /// The file's text: mistakes have lines.
@@ -226,6 +228,16 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
+/// The page for operators, on the admin listener.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Console {
+    /// Admin APIs of vnpu-daemons to show, `host:port`, beside those that engines name.
+    pub daemons: Vec<String>,
+    /// SHA-256 of the keys with which policies can be changed, in hexadecimal; nobody can without.
+    pub operator_key_sha256: Vec<String>,
+}
+
 /// Export of traces and metrics.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -286,6 +298,7 @@ impl Default for Config {
             models: Vec::new(),
             tls: None,
             telemetry: None,
+            console: Console::default(),
             text: String::new(),
         }
     }

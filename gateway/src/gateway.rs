@@ -13,6 +13,7 @@ use crate::access_log::AccessLog;
 use crate::admit::Admitter;
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::console::Feed;
 use crate::hints::{Hints, Listeners};
 use crate::metrics::{EngineLabel, Metrics, ModelLabel};
 use crate::mistakes::Mistake;
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub access_log: Option<AccessLog>,
     /// A span for each request.
     pub telemetry: Option<Telemetry>,
+    /// Who looks at the console.
+    pub console: Feed,
     file: Option<PathBuf>,
     setup: RwLock<Arc<Setup>>,
     reloading: Mutex<()>,
@@ -87,6 +90,7 @@ impl Gateway {
             metrics,
             access_log,
             telemetry,
+            console: Feed::default(),
             file,
             setup: RwLock::new(Arc::new(setup)),
             reloading: Mutex::default(),

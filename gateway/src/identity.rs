@@ -120,6 +120,14 @@ pub fn key_in(file: &Path) -> Result<String, String> {
     }
 }
 
+/// Whether an `authorization` header has the key of one of these hashes. What is compared are hashes, so the time it takes tells
+/// nothing of a key.
+pub fn is_key_of(authorization: &[u8], key_sha256: &[String]) -> bool {
+    let Some((scheme, key)) = authorization.split_at_checked(7) else { return false };
+    let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+    scheme.eq_ignore_ascii_case(b"bearer ") && key_sha256.iter().any(|hex| unhex(hex) == Some(hash))
+}
+
 fn unhex(hex: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {

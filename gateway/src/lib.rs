@@ -9,6 +9,7 @@ mod admit;
 mod body;
 pub mod config;
 mod connections;
+mod console;
 mod engines;
 mod error;
 mod events;

@@ -72,6 +72,19 @@ pub fn find(config: &Config) -> Result<(), Mistake> {
         }
     }
     tenants(config)?;
+    for (i, hash) in config.console.operator_key_sha256.iter().enumerate() {
+        if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+            let what = "want the 64 hexadecimal digits of a key's SHA-256; `gateway key` prints them".to_owned();
+            return wrong(&[&"console", &"operator_key_sha256", &i], what);
+        }
+    }
+    for (i, daemon) in config.console.daemons.iter().enumerate() {
+        let port =
+            daemon.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
+        if port.is_none() || daemon.contains(['/', '@']) {
+            return wrong(&[&"console", &"daemons", &i], format!("`{daemon}`: want host:port of a daemon's admin API"));
+        }
+    }
     if let Some(telemetry) = &config.telemetry {
         if !telemetry.endpoint.starts_with("http://") {
             let what = format!("`{}`: want http://host:port of a collector nearby", telemetry.endpoint);

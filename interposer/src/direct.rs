@@ -8,7 +8,7 @@ use std::ffi::CString;
 use acl_abi::values as acl;
 use device::{DeviceSpec, Emulated};
 use runtime::{DeviceHandle, DeviceLoop, Limits};
-use sched::{PolicyConfig, Profile, SessionParams};
+use sched::{PolicyConfig, Profile};
 use session::{Client, DeviceFacts, Doorbell, Layout};
 
 use crate::config::{Config, Mode};
@@ -53,7 +53,7 @@ impl Direct {
             .map_err(|e| setup("dispatch loop", e.to_string()))?;
         let (client, server) =
             session::local(Layout::default(), doorbell, facts).map_err(|e| setup("session", e.to_string()))?;
-        handle.attach(server, SessionParams::default()).map_err(|e| setup("session", e.to_string()))?;
+        handle.attach(server).map_err(|e| setup("session", e.to_string()))?;
         Ok((client, Self { handle }))
     }
 }

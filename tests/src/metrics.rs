@@ -38,6 +38,9 @@ impl Used {
     pub fn start() -> Result<Self> {
         let dir = stack::scratch()?;
         let daemon = Daemon::start(dir.path(), FUNCTIONAL, "phase")?;
+        let (status, answer) =
+            daemon.admin.send("PUT", "/v1/tenants/default", r#"{"memory_limit_bytes":1000000000}"#)?;
+        ensure!(status == 200, "a limit for the tenant: {status} {answer}");
         let hints = dir.path().join("hints.sock");
         let engine = tiny_engine(&Via::Daemon(&daemon), Some(&hints), &[]);
         let mut config = format!("[[engines]]\nname = \"tiny\"\naddress = \"{}\"\n", engine.http.authority());

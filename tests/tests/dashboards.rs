@@ -54,6 +54,20 @@ fn dashboards_are_what_their_source_says() {
 }
 
 #[test]
+fn the_tenant_dashboard_shows_every_figure_of_tenants() {
+    let reference = std::fs::read_to_string(stack::source_root().unwrap().join("docs/reference/metrics.md")).unwrap();
+    let words = reference.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let metrics: BTreeSet<&str> = words.filter(|word| word.starts_with("vnpu_tenant_")).collect();
+    assert!(metrics.len() >= 12, "{metrics:?}");
+    let queries = dashboards::queries().unwrap();
+    let shown = |metric: &str| {
+        queries.iter().any(|(place, expr)| place.starts_with("FlexNPU tenant") && expr.contains(&format!("{metric}{{")))
+    };
+    let missing: Vec<_> = metrics.into_iter().filter(|metric| !shown(metric)).collect();
+    assert!(missing.is_empty(), "not on the tenant dashboard: {missing:?}");
+}
+
+#[test]
 fn rules_beside_the_dashboards_are_sound_and_every_alert_has_been_seen_to_fire() {
     promtool(&["check", "config", "prometheus.yaml"]);
     promtool(&["test", "rules", "tests.yaml"]);
@@ -130,7 +144,13 @@ fn every_query_of_the_dashboards_is_answered_and_every_metric_is_in_the_referenc
             .unwrap()
             .into_iter()
             .map(|(place, expr)| {
-                (place, expr.replace("$__rate_interval", "30s").replace("$__range", "30s").replace("$tenant", ".*"))
+                (
+                    place,
+                    expr.replace("$__rate_interval", "30s")
+                        .replace("$__range", "30s")
+                        .replace("$tenant", ".*")
+                        .replace("$device_tenant", ".*"),
+                )
             })
             .chain(recorded)
             .collect();

@@ -4,7 +4,7 @@
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRef, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::info;
 
-use crate::{metrics, record};
+use crate::ledger::Ledger;
+use crate::tenants::Doors;
+use crate::{metrics, record, usage};
 
 /// Longest request body: a policy is a few hundred bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -57,6 +59,16 @@ impl Failure {
         Self(StatusCode::BAD_REQUEST, message)
     }
 
+    /// There is no such thing.
+    pub fn missing(message: String) -> Self {
+        Self(StatusCode::NOT_FOUND, message)
+    }
+
+    /// It failed, and not for what was asked.
+    pub fn unavailable(message: String) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
     /// It cannot be done now.
     pub fn conflict(message: &str) -> Self {
         Self(StatusCode::CONFLICT, message.to_owned())
@@ -70,6 +82,17 @@ pub struct Admin {
     pub handle: DeviceHandle,
     /// Whose recording it is.
     pub turn: record::Turn,
+    /// What tenants used.
+    pub ledger: Ledger,
+    /// Where they come in.
+    pub doors: Doors,
+}
+
+impl Admin {
+    /// Of one daemon.
+    pub fn new(handle: DeviceHandle, ledger: Ledger, doors: Doors) -> Self {
+        Self { handle, turn: record::Turn::default(), ledger, doors }
+    }
 }
 
 impl FromRef<Admin> for DeviceHandle {
@@ -81,6 +104,12 @@ impl FromRef<Admin> for DeviceHandle {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         (self.0, Json(ErrorBody { error: self.1 })).into_response()
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(e: PathRejection) -> Self {
+        Self::bad(e.body_text())
     }
 }
 
@@ -166,7 +195,7 @@ async fn put_policy(State(handle): State<DeviceHandle>, body: Bytes) -> Result<J
 }
 
 /// Every route: path, methods as the API description spells them, handlers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 7] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 11] {
     [
         ("/health", &["get"], get(health)),
         ("/metrics", &["get"], get(show_metrics)),
@@ -174,6 +203,10 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 7]
         ("/v1/steps", &["get"], get(steps)),
         ("/v1/requests", &["get"], get(requests)),
         ("/v1/policy", &["get", "put"], get(get_policy).put(put_policy)),
+        ("/v1/tenants", &["get"], get(usage::list)),
+        ("/v1/tenants/{name}", &["get", "put", "delete"], get(usage::get).put(usage::put).delete(usage::delete)),
+        ("/v1/usage", &["get"], get(usage::usage)),
+        ("/v1/usage.csv", &["get"], get(usage::csv)),
         ("/v1/record", &["get", "put", "delete"], get(record::get).put(record::put).delete(record::delete)),
     ]
 }
@@ -185,9 +218,8 @@ pub fn paths() -> Vec<&'static str> {
 }
 
 /// The API over one device.
-pub fn router(handle: DeviceHandle) -> Router {
+pub fn router(admin: Admin) -> Router {
     let add = |router: Router<Admin>, (path, _, methods)| router.route(path, methods);
-    let admin = Admin { handle, turn: record::Turn::default() };
     let router = routes().into_iter().fold(Router::new(), add);
     router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(admin)
 }
@@ -277,7 +309,9 @@ mod tests {
             runtime::Core::new(Box::new(device), PolicyConfig::default(), runtime::Limits::default()).unwrap();
         let facts = session::DeviceFacts { soc_name: "Ascend910B3".into(), hbm_bytes: 0, device_index: 0, epoch: 0 };
         let (_client, server) = session::local(session::Layout::default(), doorbell, facts).unwrap();
-        core.attach(&server, sched::SessionParams::default()).unwrap();
+        core.attach(&server, runtime::DEFAULT_TENANT, sched::SessionParams::default()).unwrap();
+        core.set_tenant(0, "chat", runtime::TenantConfig { memory_limit_bytes: Some(1), ..Default::default() })
+            .unwrap();
         core.start_record(sched::dispatch::RecordLimits { bytes_max: 1 << 20, span: 1 });
         let status = serde_json::to_value(core.snapshot(Default::default(), 0)).unwrap();
         let mut served = BTreeSet::new();

@@ -35,6 +35,16 @@ pub struct Args {
     /// Keep a record of the last decisions from the start, in so many MiB: `vnpu record`, `vnpu trace` show them afterwards.
     #[arg(long, value_name = "MIB", num_args = 0..=1, default_missing_value = "64", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub record: Option<u32>,
+    /// Tenants and what each may have: `[tenants.NAME]` with `memory_guarantee_bytes`, `memory_limit_bytes`, `weight`, `priority`,
+    /// `window`. The admin API changes them while work runs.
+    #[arg(long, value_name = "FILE")]
+    pub tenants: Option<PathBuf>,
+    /// Directory in which each tenant has a socket of its own, `DIR/NAME/npu.sock`: who comes in there is that tenant.
+    #[arg(long, value_name = "DIR")]
+    pub tenant_sockets: Option<PathBuf>,
+    /// Keep what tenants use in this file; it goes on where it ended.
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
     /// Which of the machine's devices this is; told to clients.
     #[arg(long, default_value_t = 0)]
     pub index: u32,

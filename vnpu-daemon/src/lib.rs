@@ -4,8 +4,11 @@
 
 pub mod admin;
 pub mod args;
+pub mod ledger;
 mod metrics;
 pub mod record;
+pub mod tenants;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod usage;
 pub mod watch;

@@ -1,13 +1,15 @@
 //! `vnpu-daemon`: the program that owns one device and lends it to client processes.
 //!
-//! It puts the pieces together and decides nothing: `runtime` runs the device on its dispatch thread, `session` lets clients
-//! in, `watch` notices that they are gone, `admin` shows and changes what an operator may see and change.
+//! It puts the pieces together and decides nothing: `runtime` runs the device on its dispatch thread, `tenants` lets clients
+//! in, `watch` notices that they are gone, `ledger` keeps what they used, `admin` shows and changes what an operator may see
+//! and change.
 //!
 //! | thread | owns | waits in |
 //! |---|---|---|
 //! | `dispatch` | device, sessions, scheduling | its doorbell |
-//! | `accept` | the listening socket | `poll` |
+//! | `accept` | a listening socket, one a tenant | `poll` |
 //! | `watch` | liveness of every client | `poll` |
+//! | `ledger` | the ledger's file | a timer |
 //! | tokio | admin API, signals | `epoll` |
 //!
 //! **Invariants:** the data path is the dispatch thread's alone; the others send it requests. Standard output carries the
@@ -16,20 +18,20 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser as _;
 use device::Emulated;
-use runtime::{DeviceHandle, DeviceLoop};
-use sched::SessionParams;
-use session::{AcceptError, DeviceFacts, Doorbell, Layout, Listener};
+use runtime::{DEFAULT_TENANT, DeviceHandle, DeviceLoop};
+use session::{DeviceFacts, Doorbell};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use vnpu_daemon::args::Args;
+use vnpu_daemon::ledger::Ledger;
+use vnpu_daemon::tenants::{Configured, Doors};
 use vnpu_daemon::watch::Watch;
 use vnpu_daemon::{admin, record};
 
@@ -57,15 +59,18 @@ fn main() -> Result<()> {
         record::start(&handle, mib)?;
     }
 
+    let configured = args.tenants.as_deref().map(Configured::read).transpose()?.unwrap_or_default();
+    for (name, &config) in &configured.tenants {
+        handle.set_tenant(name, config)?.with_context(|| format!("tenant {name:?} of the tenants' file"))?;
+    }
+    let ledger = Ledger::start(handle.clone(), args.ledger.as_deref())?;
+
     let facts = DeviceFacts {
         soc_name: info.soc_name.clone(),
         hbm_bytes: info.hbm_bytes,
         device_index: args.index,
         epoch: epoch(),
     };
-    let listener = Listener::bind(&args.socket, Layout::default(), doorbell, facts)
-        .with_context(|| format!("cannot listen at {}", args.socket.display()))?
-        .with_sessions_max(args.limits().sessions_max);
     let admin = args.admin.map(bind_admin).transpose()?;
 
     info!(device = info.label, socket = %args.socket.display(), "serving");
@@ -75,7 +80,8 @@ fn main() -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the admin runtime")?;
-    let result = runtime.block_on(serve(&args, &handle, listener, admin));
+    let result = runtime.block_on(serve(&args, &handle, &ledger, configured, (doorbell, facts), admin));
+    ledger.stop();
     let clean = handle.shutdown();
     result?;
     ensure!(clean, "the dispatch thread panicked; the log says where");
@@ -100,19 +106,23 @@ fn bind_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
 async fn serve(
     args: &Args,
     handle: &DeviceHandle,
-    listener: Listener,
+    ledger: &Ledger,
+    configured: Configured,
+    (doorbell, facts): (Doorbell, DeviceFacts),
     admin: Option<(TcpListener, SocketAddr)>,
 ) -> Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (failed, mut failure) = mpsc::channel(1);
     let watch = Watch::start(handle.clone())?;
-    let stopper = listener.stopper();
-    let accept = start_accepting(listener, handle.clone(), watch.clone(), failed)?;
+    let about = (doorbell, facts, args.limits().sessions_max);
+    let doors = Doors::new(args.tenant_sockets.clone(), about, handle.clone(), watch.clone(), failed);
+    doors.open_at(DEFAULT_TENANT, &args.socket)?;
+    configured.tenants.keys().try_for_each(|name| doors.let_in(name))?;
 
     let mut ready = format!("ready socket={}", args.socket.display());
     if let Some((listener, address)) = admin {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let router = admin::router(handle.clone());
+        let router = admin::router(admin::Admin::new(handle.clone(), ledger.clone(), doors.clone()));
         tokio::spawn(async move {
             if let Err(e) = axum::serve(listener, router).await {
                 error!("admin API: {e}");
@@ -130,52 +140,14 @@ async fn serve(
             Some(e) = failure.recv() => break Err(e),
             () = tokio::time::sleep(DISPATCH_LOOK) => {
                 if !handle.is_running() {
-                    break Err(anyhow::anyhow!("the dispatch thread has ended"));
+                    break Err(anyhow!("the dispatch thread has ended"));
                 }
             }
         }
     };
-    stopper.stop();
-    // The accept thread drops the listener, which removes the socket from the file system.
-    if accept.join().is_err() {
+    if !doors.close_all() {
         bail!("the accept thread panicked; the log says where");
     }
     watch.stop();
     ended
-}
-
-/// Lets clients in, on a thread of its own, until the listener is stopped.
-fn start_accepting(
-    listener: Listener,
-    handle: DeviceHandle,
-    watch: Watch,
-    failed: mpsc::Sender<anyhow::Error>,
-) -> Result<JoinHandle<()>> {
-    let run = move || {
-        loop {
-            let (session, connection) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(AcceptError::Stopped) => return,
-                Err(e @ AcceptError::Listen(_)) => {
-                    // The main task may be ending for another reason already.
-                    let _ = failed.blocking_send(anyhow::Error::new(e));
-                    return;
-                }
-                Err(e) => {
-                    warn!("{:#}", anyhow::Error::new(e));
-                    continue;
-                }
-            };
-            let (id, peer) = (session.id(), session.peer().clone());
-            let on_end = watch.on_end();
-            match handle.attach_with(session, SessionParams::default(), Some(on_end)) {
-                Ok(()) => {
-                    info!(session = id, pid = peer.pid, uid = peer.uid, process = peer.process_name, "attached");
-                    watch.add(connection);
-                }
-                Err(e) => warn!(session = id, pid = peer.pid, "not attached: {e}"),
-            }
-        }
-    };
-    std::thread::Builder::new().name("accept".into()).spawn(run).context("cannot start the accept thread")
 }

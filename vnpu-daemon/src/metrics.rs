@@ -8,8 +8,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use runtime::Snapshot;
 use runtime::snapshot::{PhaseSnapshot, PredictionSnapshot, SessionSnapshot};
+use runtime::usage::Class;
+use runtime::{Snapshot, TenantSnapshot, Usage};
+use sched::Phase;
 
 /// OpenMetrics text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -184,6 +186,85 @@ impl Collector for Page {
             });
             family(e, (name, help, unit, Gauge), samples)?;
         }
-        Ok(())
+        tenants(e, s)
     }
+}
+
+/// What tenants may have and what they used since the daemon started.
+fn tenants(e: &mut DescriptorEncoder<'_>, s: &Snapshot) -> fmt::Result {
+    use MetricType::{Counter, Gauge};
+    let busy = [([("", ""); 0], ConstCounter::new(s.occupancy.busy_ns as f64 / NS_PER_S))];
+    let help = "Time in which the device held anything: the sum of its tenants' device times.";
+    family(e, ("vnpu_device_busy", help, Some(&Unit::Seconds), Counter), busy)?;
+
+    type PerTenant = (&'static str, &'static str, Option<&'static Unit>, fn(&TenantSnapshot) -> Option<u64>);
+    let gauges: [PerTenant; 8] = [
+        ("vnpu_tenant_memory", "Device memory held.", Some(&Unit::Bytes), |t| Some(t.memory_bytes)),
+        ("vnpu_tenant_memory_limit", "Most device memory, where there is a limit.", Some(&Unit::Bytes), |t| {
+            t.config.memory_limit_bytes
+        }),
+        ("vnpu_tenant_memory_guarantee", "Device memory that no other tenant can take.", Some(&Unit::Bytes), |t| {
+            Some(t.config.memory_guarantee_bytes)
+        }),
+        ("vnpu_tenant_weight", "Part of the device relative to other tenants.", None, |t| Some(t.config.weight.into())),
+        ("vnpu_tenant_priority", "A tenant with a larger one goes first.", None, |t| Some(t.config.priority.into())),
+        ("vnpu_tenant_window", "Most operators on the device; 0 for no bound.", None, |t| Some(t.config.window.into())),
+        ("vnpu_tenant_sessions", "Client processes attached.", None, |t| Some(t.sessions as u64)),
+        ("vnpu_tenant_operators_in_flight", "Operators and copies on the device.", None, |t| Some(t.in_flight as u64)),
+    ];
+    for (name, help, unit, value) in gauges {
+        let sample = |t: &TenantSnapshot| Some(([("tenant", t.tenant.clone())], gauge(value(t)?)));
+        family(e, (name, help, unit, Gauge), s.tenants.iter().filter_map(sample))?;
+    }
+    let parts = s.tenants.iter().flat_map(|t| {
+        let cells = Phase::ALL.into_iter().flat_map(|phase| Class::ALL.map(|class| (phase, class)));
+        cells.filter_map(|(phase, class)| {
+            let ns = t.usage.device_ns[phase.index()][class as usize];
+            let labels = [("tenant", t.tenant.clone()), ("phase", phase.name().into()), ("class", class.name().into())];
+            (ns > 0).then(|| (labels, ConstCounter::new(ns as f64 / NS_PER_S)))
+        })
+    });
+    let help = "Device time used; what ran side by side is divided, so that the sum is the device's busy time.";
+    family(e, ("vnpu_tenant_device", help, Some(&Unit::Seconds), Counter), parts)?;
+    type Counted =
+        (&'static str, &'static str, Option<&'static Unit>, [(&'static str, fn(&Usage) -> u64); 2], &'static str);
+    let pairs: [Counted; 2] = [
+        (
+            "vnpu_tenant_copied",
+            "Copied between host and device.",
+            Some(&Unit::Bytes),
+            [("in", |u| u.bytes_in), ("out", |u| u.bytes_out)],
+            "direction",
+        ),
+        (
+            "vnpu_tenant_tokens",
+            "Tokens, as hints tell.",
+            None,
+            [("prompt", |u| u.prompt_tokens), ("output", |u| u.output_tokens)],
+            "kind",
+        ),
+    ];
+    for (name, help, unit, values, label) in pairs {
+        let samples = s.tenants.iter().flat_map(|t| {
+            let labels = |what: &str| [("tenant", t.tenant.clone()), (label, what.to_owned())];
+            values.map(|(what, value)| (labels(what), ConstCounter::new(value(&t.usage))))
+        });
+        family(e, (name, help, unit, Counter), samples)?;
+    }
+    type Single = (&'static str, &'static str, Option<&'static Unit>, fn(&Usage) -> u64);
+    let singles: [Single; 3] = [
+        ("vnpu_tenant_operators", "Operators and copies completed.", None, |u| u.operators),
+        ("vnpu_tenant_memory_byte_seconds", "Device memory held times time.", None, |u| u.memory_byte_seconds),
+        (
+            "vnpu_tenant_hbm",
+            "Read from and written to device memory, as the cost model counts.",
+            Some(&Unit::Bytes),
+            |u| u.hbm_bytes,
+        ),
+    ];
+    for (name, help, unit, value) in singles {
+        let sample = |t: &TenantSnapshot| ([("tenant", t.tenant.clone())], ConstCounter::new(value(&t.usage)));
+        family(e, (name, help, unit, Counter), s.tenants.iter().map(sample))?;
+    }
+    Ok(())
 }

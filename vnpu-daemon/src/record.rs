@@ -74,7 +74,7 @@ pub fn start(handle: &DeviceHandle, mib: u32) -> Result<(), NoAnswer> {
 
 /// PUT: keeps a ring from now on.
 pub async fn put(State(admin): State<Admin>, body: Bytes) -> Result<Json<RecordingSnapshot>, Failure> {
-    let Admin { handle, turn } = admin;
+    let Admin { handle, turn, .. } = admin;
     let room: Room = match body.trim_ascii() {
         b"" => Room::default(),
         body => object(body)
@@ -111,7 +111,7 @@ impl Drop for Own {
 /// GET: what the ring holds; without one, the next seconds.
 pub async fn get(State(admin): State<Admin>, room: Result<Query<Room>, QueryRejection>) -> Result<Response, Failure> {
     let Query(room) = room?;
-    let Admin { handle, turn } = admin;
+    let Admin { handle, turn, .. } = admin;
     let (seconds, limits) = (room.seconds()?, room.limits(Nanos::MAX)?);
     let Ok(_turn) = turn.try_lock() else { return Err(Failure::conflict(BUSY)) };
     if let Some(bytes) = ask(handle.clone(), take).await? {

@@ -8,10 +8,14 @@ use axum::http::StatusCode;
 use device::{DeviceSpec, Emulated};
 use probe::Probe;
 use runtime::{DeviceHandle, DeviceLoop, Limits};
-use sched::{PolicyConfig, SessionParams};
+use sched::PolicyConfig;
 use session::{Client, DeviceFacts, Doorbell, Layout, local};
+use tokio::sync::mpsc;
 
 use crate::admin;
+use crate::ledger::Ledger;
+use crate::tenants::Doors;
+use crate::watch::Watch;
 
 const LAYOUT: Layout = Layout {
     ring_bytes: 64 << 10,
@@ -42,9 +46,18 @@ impl Admin {
         let handle = DeviceLoop::spawn(Box::new(device), policy, Limits::default(), doorbell.clone())
             .expect("a dispatch thread");
         let facts = DeviceFacts { soc_name: "Ascend910B3".into(), hbm_bytes: 0, device_index: 0, epoch: 1 };
-        let (client, server) = local(LAYOUT, doorbell, facts).expect("shared memory");
-        handle.attach(server, SessionParams::default()).expect("room");
-        let router = || (admin::router(handle.clone()), admin::paths());
+        let (client, server) = local(LAYOUT, doorbell, facts.clone()).expect("shared memory");
+        handle.attach(server).expect("room");
+        let ledger = Ledger::start(handle.clone(), None).expect("a thread");
+        let watch = Watch::start(handle.clone()).expect("a thread");
+        let doors = Doors::new(
+            None,
+            (Doorbell::new().expect("an eventfd"), facts, 1),
+            handle.clone(),
+            watch,
+            mpsc::channel(1).0,
+        );
+        let router = || (admin::router(admin::Admin::new(handle.clone(), ledger, doors)), admin::paths());
         Self { probe: Probe::new(router), handle, _client: client }
     }
 

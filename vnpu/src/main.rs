@@ -4,7 +4,7 @@
 //! names that applications load, puts that directory first in `LD_LIBRARY_PATH`, sets the variables and becomes the
 //! command. `vnpu policy` shows and changes how a daemon dispatches, `vnpu record`,
 //! `vnpu trace` and `vnpu replay` tell what it decided and why, `vnpu top`
-//! watches it. `vnpu ops` and `vnpu functions` list what is supported.
+//! watches it, `vnpu tenant` and `vnpu usage` say who may use and who used how much. `vnpu ops` and `vnpu functions` list what is supported.
 
 mod admin;
 mod health;
@@ -15,6 +15,7 @@ mod python;
 mod record;
 mod run;
 mod tables;
+mod tenant;
 mod top;
 
 use std::io::{ErrorKind, Write as _};
@@ -50,6 +51,8 @@ enum Command {
     Trace(record::TraceArgs),
     Replay(record::ReplayArgs),
     Top(top::Top),
+    Tenant(tenant::Tenant),
+    Usage(tenant::Usage),
     /// List the operators, and which of them the device computes.
     Ops(Listing),
     /// List the C functions, which of them work, and which clients use them.
@@ -76,6 +79,8 @@ fn main() -> ExitCode {
         Command::Trace(trace) => trace.run().and_then(|text| print(&text)),
         Command::Replay(replay) => replay.run().and_then(|text| print(&text)),
         Command::Top(top) => top.run(),
+        Command::Tenant(tenant) => tenant.run().and_then(|text| print(&text)),
+        Command::Usage(usage) => usage.run().and_then(|text| print(&text)),
         Command::Ops(listing) => print(&tables::operators().render(listing.json, listing.supported)),
         Command::Functions(listing) => library::find()
             .and_then(|path| tables::functions(&path))

@@ -110,6 +110,8 @@ enum Bench {
     /// The gateway beside nginx and an LLM peer, in front of one mock engine: CPU a request, latency, streams, cancellation,
     /// leaks; or a soak.
     Gateway(bench::gateway::GatewayBench),
+    /// Whether the books of tenants sum up to the device's busy time, under load and over a `kill -9` of the daemon.
+    Ledger(bench::ledger::LedgerBench),
     /// The load generator's own error against a mock that knows better, and how much load one core makes.
     Loadgen(bench::loadgen::LoadgenBench),
     /// How often the daemon is right about the phase of a step: the engine with hints and without, torch_npu's generate.
@@ -163,6 +165,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             bench::dispatch::run(&measure, experiment, html.as_deref(), trace.as_deref())
         }
         Task::Bench(Bench::DispatchCost { measure }) => bench::dispatch_cost::run(&measure),
+        Task::Bench(Bench::Ledger(bench)) => bench::ledger::run(&bench),
         Task::Bench(Bench::Loadgen(bench)) => bench::loadgen::run(&bench),
         Task::Bench(Bench::Phases { measure, without_torch }) => bench::phases::run(&measure, without_torch),
         Task::Bench(Bench::Torch { measure }) => bench::torch::run(&measure),

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use device::{Device, DeviceSpec, Emulated};
 use runtime::{DeviceHandle, DeviceLoop, Limits};
+use sched::PolicyConfig;
 use sched::calls::{Batch, step};
 use sched::model::Model;
-use sched::{PolicyConfig, SessionParams};
 use session::{Client, DeviceFacts, Doorbell, Layout, Lost, local};
 use wire::Record;
 
@@ -35,7 +35,7 @@ fn main() {
     for handle in &handles {
         let facts = DeviceFacts { soc_name: "Ascend910B3".into(), hbm_bytes: 0, device_index: 0, epoch: 0 };
         let (client, server) = local(Layout::default(), doorbell.clone(), facts).expect("a session");
-        handle.attach(server, SessionParams::default()).expect("attached");
+        handle.attach(server).expect("attached");
         clients.push(std::thread::spawn(move || decode(&client)));
     }
     std::thread::sleep(Duration::from_millis(500));

@@ -39,6 +39,8 @@ use crate::shared_events::SharedEvents;
 use crate::shares::Shares;
 use crate::steps::StepLog;
 use crate::tenant::{PhaseCount, Tenant};
+use crate::tenants::{Accounts, TenantError};
+use crate::usage::Meter;
 use crate::values::Values;
 
 /// Longest time between two looks at the device while paced work is outstanding and nobody waits for it: bounds how late
@@ -69,6 +71,9 @@ pub enum AttachError {
     /// [`Limits::sessions_max`].
     #[error("{0} sessions are attached, no more are allowed")]
     TooManySessions(usize),
+    /// No such tenant.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// The dispatcher's answer.
     #[error(transparent)]
     Refused(#[from] sched::dispatch::Refused),
@@ -153,6 +158,10 @@ pub struct Core {
     pub(crate) replies_past: u64,
     /// How busy the device is.
     pub(crate) occupancy: Occupancy,
+    /// Who used it.
+    pub(crate) meter: Meter,
+    /// Tenants, and their books.
+    pub(crate) accounts: Accounts,
     /// What hints told of the requests of sessions that have ended.
     pub(crate) served_past: Served,
     /// Sessions that ended while there was a recording.
@@ -217,6 +226,8 @@ impl Core {
             steps: StepLog::default(),
             replies_past: 0,
             occupancy: Occupancy::default(),
+            meter: Meter::default(),
+            accounts: Accounts::default(),
             served_past: Served::default(),
             names_past: VecDeque::new(),
             actions: Vec::new(),
@@ -235,18 +246,21 @@ impl Core {
         &*self.device
     }
 
-    /// Adds a session. Its records come in through [`Core::record`], under its number.
+    /// Adds a session of a tenant; `params.tenant` is ignored. Its records come in through [`Core::record`], under its number.
     ///
     /// # Errors
-    /// Too many sessions.
-    pub fn attach(&mut self, session: &ServerSession, params: SessionParams) -> Result<(), AttachError> {
+    /// Too many sessions, no such tenant.
+    pub fn attach(&mut self, session: &ServerSession, tenant: &str, params: SessionParams) -> Result<(), AttachError> {
+        let account = self.accounts.number(tenant)?;
+        let params = SessionParams { tenant: account, ..params };
         if self.tenants.len() >= self.limits.sessions_max {
             return Err(AttachError::TooManySessions(self.tenants.len()));
         }
         self.dispatcher.open_session(session.id(), params)?;
         let (default, internal) = (self.new_physical(), self.new_physical());
         let peer = session.peer().clone();
-        let tenant = Tenant::new(peer, default, internal);
+        let mut tenant = Tenant::new(peer, account, default, internal);
+        tenant.metered = (0, self.time);
         self.tenants.insert(session.id(), (tenant, Port::new(session.replier().clone())));
         self.sessions_total += 1;
         Ok(())
@@ -259,6 +273,7 @@ impl Core {
     /// before they are through; host memory stays mapped as long as a command holds it.
     pub fn detach(&mut self, now: Nanos, session: u64) {
         self.advance(now);
+        self.meter_memory(session);
         let Some((mut tenant, port)) = self.tenants.remove(&session) else { return };
         self.replies_past += port.replies();
         self.note_past(session, &tenant.peer);
@@ -420,9 +435,12 @@ impl Core {
         if !self.bind_late(token) {
             return;
         }
+        self.meter_device();
         let Some(entry) = self.items.get_mut(token) else { return };
         let Some(command) = entry.command.take() else { return };
         entry.submitted = Some(self.time);
+        let account = self.tenants.get(&entry.session).map_or(0, |(tenant, _)| tenant.account);
+        self.meter.begins(account, entry.physical, entry.phase, &entry.work);
         self.occupancy.begins(self.time, entry.phase);
         self.device.submit(self.time, entry.physical, token, entry.phase, entry.work, command);
         self.in_flight += 1;

@@ -29,6 +29,7 @@ use crate::limits::Limits;
 use crate::recording::Taken;
 use crate::snapshot::{LoopCounters, Snapshot};
 use crate::steps::{RequestSnapshot, StepSnapshot};
+use crate::tenants::{Books, DEFAULT_TENANT, TenantConfig, TenantError};
 
 /// How long the thread stays awake after the last record: a few gaps between the operators of an eager engine (10 µs
 /// each), so that a burst is taken in without a wake-up per operator; little enough for a machine with two cores.
@@ -56,7 +57,7 @@ pub enum NoAnswer {
 pub type OnEnd = Box<dyn FnOnce(u64) + Send>;
 
 enum Control {
-    Attach(Box<ServerSession>, SessionParams, Option<OnEnd>, Sender<Result<(), AttachError>>),
+    Attach(Box<ServerSession>, String, Option<OnEnd>, Sender<Result<(), AttachError>>),
     Detach(u64, Sender<()>),
     SetPolicy(PolicyConfig, Sender<()>),
     Snapshot(Sender<Snapshot>),
@@ -65,6 +66,9 @@ enum Control {
     CopyRecord(Sender<Option<Taken>>),
     Steps(u64, Sender<Vec<StepSnapshot>>),
     Requests(Sender<Vec<RequestSnapshot>>),
+    SetTenant(String, TenantConfig, Sender<Result<(), TenantError>>),
+    RemoveTenant(String, Sender<Result<(), TenantError>>),
+    Books(Sender<Books>),
     Shutdown,
 }
 
@@ -291,8 +295,8 @@ impl Lane {
     fn control(&mut self, now: Nanos, control: Control) -> bool {
         // Whoever asked may have stopped waiting.
         match control {
-            Control::Attach(session, params, on_end, answer) => {
-                let result = self.core.attach(&session, params);
+            Control::Attach(session, tenant, on_end, answer) => {
+                let result = self.core.attach(&session, &tenant, SessionParams::default());
                 if result.is_ok() {
                     self.sessions.push(Attached { session, on_end });
                 }
@@ -308,6 +312,8 @@ impl Lane {
                 let _ = answer.send(());
             }
             Control::Snapshot(answer) => {
+                // The books go up to the present, too.
+                self.core.books();
                 let _ = answer.send(self.core.snapshot(self.counters, self.violations));
             }
             Control::StartRecord(limits, answer) => {
@@ -326,6 +332,15 @@ impl Lane {
             }
             Control::Requests(answer) => {
                 let _ = answer.send(self.core.requests());
+            }
+            Control::SetTenant(name, config, answer) => {
+                let _ = answer.send(self.core.set_tenant(now, &name, config));
+            }
+            Control::RemoveTenant(name, answer) => {
+                let _ = answer.send(self.core.remove_tenant(now, &name));
+            }
+            Control::Books(answer) => {
+                let _ = answer.send(self.core.books());
             }
             Control::Shutdown => return false,
         }
@@ -346,26 +361,21 @@ impl DeviceHandle {
         &self.info
     }
 
-    /// Adds a session; its records are read from now on.
+    /// Adds a session of [`DEFAULT_TENANT`]; its records are read from now on.
     ///
     /// # Errors
     /// Too many sessions, or the thread has ended. The client is told that it is lost.
-    pub fn attach(&self, session: ServerSession, params: SessionParams) -> Result<(), AttachError> {
-        self.attach_with(session, params, None)
+    pub fn attach(&self, session: ServerSession) -> Result<(), AttachError> {
+        self.attach_with(session, DEFAULT_TENANT, None)
     }
 
-    /// [`Self::attach`]; `on_end` is called if the dispatch thread ends the session of itself.
+    /// [`Self::attach`] for any tenant; `on_end` is called if the dispatch thread ends the session of itself.
     ///
     /// # Errors
     /// See [`Self::attach`].
-    pub fn attach_with(
-        &self,
-        session: ServerSession,
-        params: SessionParams,
-        on_end: Option<OnEnd>,
-    ) -> Result<(), AttachError> {
+    pub fn attach_with(&self, session: ServerSession, tenant: &str, on_end: Option<OnEnd>) -> Result<(), AttachError> {
         let (answer, result) = bounded(1);
-        self.ask(Control::Attach(Box::new(session), params, on_end, answer), &result)
+        self.ask(Control::Attach(Box::new(session), tenant.to_owned(), on_end, answer), &result)
             .unwrap_or(Err(AttachError::Stopped))
     }
 
@@ -440,6 +450,33 @@ impl DeviceHandle {
     pub fn requests(&self) -> Result<Vec<RequestSnapshot>, NoAnswer> {
         let (answer, result) = bounded(1);
         self.ask(Control::Requests(answer), &result)
+    }
+
+    /// Makes a tenant or changes it: see [`Core::set_tenant`].
+    ///
+    /// # Errors
+    /// The thread does not answer; what is wrong with the tenant.
+    pub fn set_tenant(&self, name: &str, config: TenantConfig) -> Result<Result<(), TenantError>, NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::SetTenant(name.to_owned(), config, answer), &result)
+    }
+
+    /// Removes a tenant: see [`Core::remove_tenant`].
+    ///
+    /// # Errors
+    /// The thread does not answer; why it stays.
+    pub fn remove_tenant(&self, name: &str) -> Result<Result<(), TenantError>, NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::RemoveTenant(name.to_owned(), answer), &result)
+    }
+
+    /// What every tenant used so far.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn books(&self) -> Result<Books, NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::Books(answer), &result)
     }
 
     /// Ends the thread and waits for it: every client is told that it is lost, the device is dropped. False if the thread had

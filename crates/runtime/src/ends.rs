@@ -19,19 +19,37 @@ impl Core {
     pub(crate) fn completed(&mut self, completion: Completion) {
         let Some(completion) = self.unless_a_look(completion) else { return };
         let Completion { token, at, result, extent, cmd } = completion;
+        self.meter_device();
         self.in_flight -= 1;
         self.pool.recycle(cmd);
-        let Self { items, tenants, device, shares, dispatcher, urgent, phases, time, faults_total, occupancy, .. } =
-            self;
+        let Self {
+            items,
+            tenants,
+            device,
+            shares,
+            dispatcher,
+            urgent,
+            phases,
+            time,
+            faults_total,
+            occupancy,
+            meter,
+            accounts,
+            ..
+        } = self;
         let mut written = None;
         items.finish(token, |entry| {
             occupancy.ends(*time, entry.phase);
+            meter.ends(entry.physical);
             *urgent -= usize::from(entry.is_urgent());
             let Purpose::Work(stream) = entry.purpose else { unreachable!("only work is submitted") };
             if stream.is_some() {
                 dispatcher.complete(*time, token);
             }
             let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
+            if let Some(usage) = accounts.usage(tenant.account) {
+                crate::usage::book_bytes(usage, entry.label, &entry.work);
+            }
             tenant.unordered -= usize::from(stream.is_none());
             tenant.items -= 1;
             tenant.in_flight -= 1;
@@ -39,6 +57,9 @@ impl Core {
             translate::unpin(&mut tenant.space, &mut entry.pins, |released| {
                 give_back(&mut **device, shares, session, released);
             });
+            if tenant.space.held_bytes() != tenant.metered.0 {
+                crate::tenants::meter(accounts, tenant, *time);
+            }
             if let Some(block) = entry.staging {
                 port.release_staging(block);
             }

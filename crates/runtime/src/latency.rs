@@ -89,6 +89,7 @@ pub struct ServedSnapshot {
 #[derive(Clone, Copy, Debug)]
 struct Live {
     admitted: Nanos,
+    prompt_tokens: u32,
     prefilling: bool,
     /// Time and number of tokens of the last word since the first token.
     decoding: Option<(Nanos, u32)>,
@@ -106,20 +107,26 @@ pub struct Served {
 }
 
 impl Served {
-    /// Takes a hint in.
-    pub fn hint(&mut self, now: Nanos, hint: &HintInput) {
-        if let HintKind::Admitted { .. } = hint.kind {
+    /// Takes a hint in. Tokens that it tells of: of a prompt that is through, and generated.
+    pub fn hint(&mut self, now: Nanos, hint: &HintInput) -> (u64, u64) {
+        if let HintKind::Admitted { prompt_tokens, .. } = hint.kind {
             if self.live.len() >= LIVE_MAX
                 && let Some(oldest) = self.live.iter().min_by_key(|(_, r)| r.heard).map(|(&id, _)| id)
             {
                 self.live.remove(&oldest);
             }
-            let fresh = Live { admitted: now, prefilling: false, decoding: None, heard: now };
+            let fresh = Live { admitted: now, prompt_tokens, prefilling: false, decoding: None, heard: now };
             self.live.insert(hint.request, fresh);
-            return;
+            return (0, 0);
         }
-        let Some(request) = self.live.get_mut(&hint.request) else { return };
+        let Some(request) = self.live.get_mut(&hint.request) else { return (0, 0) };
         request.heard = now;
+        let (had, prompt) = request.decoding.map_or((0, request.prompt_tokens), |(_, had)| (had, 0));
+        let told = match hint.kind {
+            HintKind::FirstToken => (prompt, 1u32.saturating_sub(had)),
+            HintKind::Progress { tokens } => (prompt, tokens.saturating_sub(had)),
+            _ => (0, 0),
+        };
         match hint.kind {
             HintKind::Admitted { .. } => {}
             HintKind::PrefillStarted => request.prefilling = true,
@@ -146,6 +153,7 @@ impl Served {
                 self.live.remove(&hint.request);
             }
         }
+        (told.0.into(), told.1.into())
     }
 
     /// Adds another session's.

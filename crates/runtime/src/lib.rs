@@ -42,8 +42,10 @@ mod shares;
 pub mod snapshot;
 mod steps;
 mod tenant;
+pub mod tenants;
 pub mod testing;
 mod translate;
+pub mod usage;
 mod value_records;
 mod values;
 
@@ -53,3 +55,5 @@ pub use fault::Fault;
 pub use limits::Limits;
 pub use snapshot::Snapshot;
 pub use steps::{REQUESTS_LISTED_MAX, RequestSnapshot, STEPS_KEPT_MAX, StepSnapshot};
+pub use tenants::{Books, DEFAULT_TENANT, TenantConfig, TenantError, TenantSnapshot};
+pub use usage::Usage;

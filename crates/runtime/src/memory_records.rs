@@ -36,6 +36,17 @@ impl Core {
     /// Checks the session's own bounds before it gets `size` bytes more.
     pub(crate) fn check_room(&mut self, session: u64, what: &str, size: u64) -> Result<(), Fault> {
         let (limits, free) = (self.limits, self.device.memory().free);
+        let (room, most, reserved) = self.tenant_room(self.tenants.get(&session).map_or(0, |(t, _)| t.account));
+        if let Some(most) = most
+            && footprint(size) > room
+        {
+            let why = format!(" of this tenant's limit of {most} bytes");
+            return Err(Fault::out_of_memory(what, size, room.min(free), &why));
+        }
+        if reserved > 0 && footprint(size) > free.saturating_sub(reserved) {
+            let why = format!("; {reserved} more are guaranteed to other tenants");
+            return Err(Fault::out_of_memory(what, size, free.saturating_sub(reserved), &why));
+        }
         let space = self.space(session);
         let left = limits.session_memory_bytes_max.saturating_sub(space.held_bytes());
         if footprint(size) > left {

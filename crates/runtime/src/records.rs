@@ -210,9 +210,12 @@ impl Core {
             Record::MemInfo { reply } => {
                 let memory = self.device.memory();
                 let limit = self.limits.session_memory_bytes_max;
+                let account = self.account(session);
+                let (left, most, reserved) = self.tenant_room(account);
                 let space = self.space(session);
                 let (held, peak) = (space.held_bytes(), space.peak_bytes());
-                let (total, free) = (memory.total.min(limit), memory.free.min(limit.saturating_sub(held)));
+                let total = memory.total.min(limit).min(most.unwrap_or(u64::MAX));
+                let free = memory.free.saturating_sub(reserved).min(left).min(limit.saturating_sub(held));
                 self.answer(session, reply, Ok(Reply { payload: [free, total, held, peak], ..Reply::ok() }));
             }
             Record::Hint(hint) => self.hint(session, &hint),
@@ -220,6 +223,15 @@ impl Core {
                 self.hints_refused_total = self.hints_refused_total.saturating_add(u64::from(lines));
             }
         }
+        let (tenant, _) = self.tenant(session);
+        if tenant.space.held_bytes() != tenant.metered.0 {
+            self.meter_memory(session);
+        }
+    }
+
+    /// Number of the tenant that a live session belongs to.
+    pub(crate) fn account(&mut self, session: u64) -> u32 {
+        self.tenant(session).0.account
     }
 
     pub(crate) fn tenant(&mut self, session: u64) -> &mut (Tenant, Port) {

@@ -20,9 +20,10 @@ pub(crate) fn fault(what: &str, error: &ShareError) -> Fault {
 
 impl Core {
     pub(crate) fn asker(&self, session: u64) -> Asker {
-        let peer = self.tenants.get(&session).map(|(tenant, _)| &tenant.peer);
+        let tenant = self.tenants.get(&session).map(|(tenant, _)| tenant);
         // Without a tenant there is no record; nobody has these ids.
-        peer.map_or(Asker { session, uid: u32::MAX, pid: 0 }, |p| Asker { session, uid: p.uid, pid: p.pid })
+        let nobody = Asker { session, uid: u32::MAX, pid: 0, tenant: u32::MAX };
+        tenant.map_or(nobody, |t| Asker { session, uid: t.peer.uid, pid: t.peer.pid, tenant: t.account })
     }
 
     /// Exports the allocation that begins at `subject` (of at least `size` bytes), or handle number `subject`.
@@ -95,6 +96,7 @@ impl Core {
             if let Some((tenant, _)) = self.tenants.get_mut(&session) {
                 tenant.space.charge(physical);
             }
+            self.meter_memory(session);
         }
     }
 }

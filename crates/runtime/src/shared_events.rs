@@ -21,6 +21,7 @@ const NOBODY: u64 = 0;
 #[derive(Debug)]
 struct SharedEvent {
     uid: u32,
+    tenant: u32,
     creator: u64,
     key: Option<Key>,
     /// How often each session has it.
@@ -55,10 +56,10 @@ impl SharedEvents {
                 break;
             }
         }
-        let Asker { session, uid, .. } = asker;
+        let Asker { session, uid, tenant, .. } = asker;
         let holders = BTreeMap::from([(session, 1)]);
         let (recorded, waiting) = (None, BTreeSet::new());
-        let event = SharedEvent { uid, creator: session, key: None, holders, recorded, lost: false, waiting };
+        let event = SharedEvent { uid, tenant, creator: session, key: None, holders, recorded, lost: false, waiting };
         self.events.insert(self.minted, event);
         self.minted
     }
@@ -89,7 +90,11 @@ impl SharedEvents {
     /// An unknown key, or none for the asker; an event that it created itself.
     pub fn import(&mut self, asker: Asker, key: Key) -> Result<u32, ShareError> {
         let number = *self.keys.get(&key).ok_or(ShareError::Unknown)?;
-        let event = self.events.get_mut(&number).filter(|e| e.uid == asker.uid).ok_or(ShareError::Unknown)?;
+        let event = self
+            .events
+            .get_mut(&number)
+            .filter(|e| (e.uid, e.tenant) == (asker.uid, asker.tenant))
+            .ok_or(ShareError::Unknown)?;
         if event.creator == asker.session {
             return Err(ShareError::Created);
         }
@@ -167,7 +172,7 @@ mod tests {
     use super::*;
 
     fn asker(session: u64) -> Asker {
-        Asker { session, uid: 1000, pid: session as u32 }
+        Asker { session, uid: 1000, pid: session as u32, tenant: 0 }
     }
 
     fn shared() -> (SharedEvents, u32, Key) {
@@ -183,6 +188,7 @@ mod tests {
         assert_eq!(all.export(1, number, || unreachable!()), Ok(key), "one key an event");
         assert_eq!(all.import(asker(1), key), Err(ShareError::Created));
         assert_eq!(all.import(Asker { uid: 1001, ..asker(2) }, key), Err(ShareError::Unknown));
+        assert_eq!(all.import(Asker { tenant: 1, ..asker(2) }, key), Err(ShareError::Unknown));
         assert_eq!(all.import(asker(2), [8; 4]), Err(ShareError::Unknown));
         assert_eq!(all.import(asker(2), key), Ok(number));
         assert_eq!(all.import(asker(2), key), Ok(number), "twice is all right");

@@ -2,7 +2,7 @@
 //!
 //! A process exports an allocation or a physical handle and gets a key, which it tells another process by whatever way they
 //! have. A key is random and long enough not to be guessed, is good on this device only, and only for processes of the same
-//! user; the answer to anyone else is that of an unknown key.
+//! user and tenant; the answer to anyone else is that of an unknown key.
 //!
 //! **Invariants**
 //! - Memory goes back to the device when its last holder lets it go, whoever that is and however it ends.
@@ -40,6 +40,8 @@ pub struct Asker {
     pub uid: u32,
     /// Its process, as the kernel says.
     pub pid: u32,
+    /// Its tenant.
+    pub tenant: u32,
 }
 
 /// Why memory is not shared.
@@ -72,6 +74,7 @@ pub enum ShareError {
 struct Export {
     session: u64,
     uid: u32,
+    tenant: u32,
     subject: Subject,
     physical: PhysAddr,
     size: u64,
@@ -122,12 +125,12 @@ impl Shares {
         (subject, physical, size): (Subject, PhysAddr, u64),
         named_only: bool,
     ) -> Result<(), ShareError> {
-        let Asker { session, uid, .. } = asker;
+        let Asker { session, uid, tenant, .. } = asker;
         if self.exports.values().filter(|e| e.session == session).count() >= EXPORTS_MAX {
             return Err(ShareError::TooMany(EXPORTS_MAX, "keys of this process"));
         }
         let pids = named_only.then(BTreeSet::new);
-        self.exports.insert(key, Export { session, uid, subject, physical, size, pids });
+        self.exports.insert(key, Export { session, uid, tenant, subject, physical, size, pids });
         let holders = BTreeSet::from([session]);
         self.shared.entry(physical).or_insert(Shared { holders, charged: session });
         Ok(())
@@ -152,7 +155,11 @@ impl Shares {
     /// # Errors
     /// Nothing.
     pub fn find(&self, asker: Asker, key: Key) -> Result<(Subject, PhysAddr, u64), ShareError> {
-        let export = self.exports.get(&key).filter(|e| e.uid == asker.uid).ok_or(ShareError::Unknown)?;
+        let export = self
+            .exports
+            .get(&key)
+            .filter(|e| (e.uid, e.tenant) == (asker.uid, asker.tenant))
+            .ok_or(ShareError::Unknown)?;
         if export.pids.as_ref().is_some_and(|pids| !pids.contains(&asker.pid)) {
             return Err(ShareError::NotAllowed(asker.pid));
         }
@@ -226,7 +233,7 @@ mod tests {
     const P: PhysAddr = PhysAddr(1 << 44);
 
     fn asker(session: u64) -> Asker {
-        Asker { session, uid: 1000, pid: session as u32 * 10 }
+        Asker { session, uid: 1000, pid: session as u32 * 10, tenant: 0 }
     }
 
     #[test]
@@ -245,7 +252,8 @@ mod tests {
         shares.export(asker(1), open, (Subject::Block, P, 512), false).unwrap();
         shares.export(asker(1), named, (Subject::Block, P, 512), true).unwrap();
         assert_eq!(shares.find(asker(2), open), Ok((Subject::Block, P, 512)));
-        assert_eq!(shares.find(Asker { uid: 1001, ..asker(2) }, open), Err(ShareError::Unknown), "another tenant");
+        assert_eq!(shares.find(Asker { uid: 1001, ..asker(2) }, open), Err(ShareError::Unknown), "another user");
+        assert_eq!(shares.find(Asker { tenant: 7, ..asker(2) }, open), Err(ShareError::Unknown), "another tenant");
         assert_eq!(shares.find(asker(2), [3; 4]), Err(ShareError::Unknown));
         assert_eq!(shares.find(asker(2), named), Err(ShareError::NotAllowed(20)));
         assert_eq!(shares.allow(asker(2), named, 20), Err(ShareError::Unknown), "only the exporter allows");

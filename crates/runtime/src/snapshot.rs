@@ -11,6 +11,7 @@ use crate::latency::ServedSnapshot;
 use crate::occupancy::OccupancySnapshot;
 use crate::recording::RecordingSnapshot;
 use crate::tenant::PhaseCount;
+use crate::tenants::TenantSnapshot;
 
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
@@ -61,6 +62,8 @@ pub struct Snapshot {
     pub turns: LoopCounters,
     /// The record of decisions being kept.
     pub recording: Option<RecordingSnapshot>,
+    /// Tenants, what they may have and what they used.
+    pub tenants: Vec<TenantSnapshot>,
     /// Sessions attached now.
     pub sessions: Vec<SessionSnapshot>,
 }
@@ -202,6 +205,8 @@ pub struct LoopCounters {
 pub struct SessionSnapshot {
     /// Number.
     pub session: u64,
+    /// Whose it is.
+    pub tenant: String,
     /// The client's process.
     pub pid: u32,
     /// Its user.
@@ -297,6 +302,7 @@ impl Core {
         let sizes = Phase::ALL.into_iter().flat_map(|phase| (0..SIZES).map(move |size| (phase, size)));
         let sessions = self.tenants.iter().map(|(&session, (tenant, port))| SessionSnapshot {
             session,
+            tenant: self.accounts.get(tenant.account).map_or_else(String::new, |a| a.name.clone()),
             pid: tenant.peer.pid,
             uid: tenant.peer.uid,
             process: tenant.peer.process_name.clone(),
@@ -354,6 +360,7 @@ impl Core {
             predictions: sizes.filter_map(prediction).collect(),
             turns,
             recording: self.recording(),
+            tenants: self.tenant_snapshots(),
             sessions: sessions.collect(),
         }
     }

@@ -196,7 +196,13 @@ impl Core {
         let hint = &input(hint);
         let (now, lease, most) = (self.time, self.lease(), self.limits.requests_max);
         let (of, _) = self.tenant(session);
-        of.served.hint(now, hint);
+        let (prompt, output) = of.served.hint(now, hint);
+        let account = of.account;
+        if let Some(usage) = self.accounts.usage(account) {
+            usage.prompt_tokens += prompt;
+            usage.output_tokens += output;
+        }
+        let (of, _) = self.tenant(session);
         let forgotten = of.requests.hint(now, hint, tenant, lease, most);
         if let HintKind::Admitted { prompt_tokens, .. } = hint.kind {
             self.claim(session, hint.request, u64::from(prompt_tokens));

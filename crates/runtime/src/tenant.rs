@@ -72,6 +72,10 @@ impl PhaseCount {
 pub struct Tenant {
     /// The client.
     pub peer: Peer,
+    /// Whose it is: a number of [`crate::tenants`].
+    pub account: u32,
+    /// Memory it held when that was last booked, and when.
+    pub metered: (u64, Nanos),
     /// Memory.
     pub space: AddressSpace,
     /// Streams by the client's id; 0 is the default stream.
@@ -118,11 +122,13 @@ pub struct Tenant {
 
 impl Tenant {
     /// A session without anything but its default stream.
-    pub fn new(peer: Peer, default_physical: u32, internal_physical: u32) -> Self {
+    pub fn new(peer: Peer, account: u32, default_physical: u32, internal_physical: u32) -> Self {
         let default = Stream { physical: default_physical, ..Stream::default() };
         Self {
             space: AddressSpace::new(peer.va_base, peer.va_len),
             peer,
+            account,
+            metered: (0, 0),
             streams: BTreeMap::from([(0, default)]),
             events: BTreeMap::new(),
             graphs: BTreeMap::new(),
@@ -187,7 +193,7 @@ mod tests {
 
     fn tenant() -> Tenant {
         let peer = Peer { pid: 1, uid: 0, process_name: "test".into(), va_base: 1 << 40, va_len: 1 << 30 };
-        let mut tenant = Tenant::new(peer, 1, 2);
+        let mut tenant = Tenant::new(peer, 0, 1, 2);
         tenant.streams.insert(5, Stream::default());
         tenant
     }

@@ -104,7 +104,7 @@ impl World {
         let device = Emulated::new(spec.emulated(Arc::new(move || bell.ring()))).expect("a device");
         let mut core = Core::new(Box::new(device), PolicyConfig::default(), LIMITS).expect("a profile");
         let (client, server) = session(&doorbell);
-        core.attach(&server, SessionParams::default()).expect("room");
+        core.attach(&server, crate::DEFAULT_TENANT, SessionParams::default()).expect("room");
         let bytes = (ELEMENTS * 4) as u64;
         let pinned = client.pinned_alloc(bytes).expect("an empty arena");
         let host = client.pinned_range(pinned, bytes).expect("just allocated");
@@ -184,7 +184,7 @@ impl World {
 
     fn run(&mut self, script: &[u8]) {
         let (client, server) = session(&self.doorbell);
-        self.core.attach(&server, SessionParams::default()).expect("room");
+        self.core.attach(&server, crate::DEFAULT_TENANT, SessionParams::default()).expect("room");
         let (hostile, base) = (Hostile::of(&client), client.va().0);
         let mut guest = Guest { server, hostile, base, open: true, _client: client };
         let mut source = Source::near(guest.base, script);

@@ -91,8 +91,10 @@ impl Core {
         let Completion { token, result, cmd, .. } = completion;
         self.in_flight -= 1;
         self.looks -= 1;
-        if let Some(phase) = self.items.finish(token, |entry| entry.phase) {
+        self.meter_device();
+        if let Some((phase, physical)) = self.items.finish(token, |entry| (entry.phase, entry.physical)) {
             self.occupancy.ends(self.time, phase);
+            self.meter.ends(physical);
         }
         if let Some((tenant, _)) = self.tenants.get_mut(&session) {
             tenant.in_flight -= 1;

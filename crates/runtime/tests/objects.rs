@@ -258,7 +258,7 @@ fn limits_hold_for_each_session() {
     assert_eq!(bench.device_sync(s).status, 0, "a destroyed stream makes room");
     bench.open();
     let (_client, server) = session::local(common::layout(), bench.doorbell.clone(), common::facts()).unwrap();
-    let refused = bench.core.attach(&server, sched::SessionParams::default()).unwrap_err();
+    let refused = bench.core.attach(&server, runtime::DEFAULT_TENANT, sched::SessionParams::default()).unwrap_err();
     assert!(refused.to_string().contains("2 sessions"), "{refused}");
 }
 

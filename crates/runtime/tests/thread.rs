@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{PACED, add, emulated, facts, layout, matmul, policy};
 use runtime::{DeviceHandle, DeviceLoop, Limits};
-use sched::{Profile, SessionParams, work};
+use sched::{Profile, work};
 use session::{Client, Doorbell, ServerSession, local};
 use wire::Record;
 
@@ -33,7 +33,7 @@ impl Running {
 
     fn open(&self) -> Client {
         let (client, server) = self.session();
-        self.handle.attach(server, SessionParams::default()).unwrap();
+        self.handle.attach(server).unwrap();
         client
     }
 }
@@ -126,7 +126,7 @@ fn a_client_that_breaks_the_protocol_is_alone_in_losing_its_session() {
     let id = server.id();
     let (ended, end) = channel();
     let on_end = Box::new(move |session| ended.send(session).unwrap());
-    running.handle.attach_with(server, SessionParams::default(), Some(on_end)).unwrap();
+    running.handle.attach_with(server, runtime::DEFAULT_TENANT, Some(on_end)).unwrap();
     malloc(&hostile, 4096);
     let used = running.handle.snapshot().unwrap().memory.used_bytes;
     let held = malloc(&honest, 8192);
@@ -176,7 +176,7 @@ fn shutdown_tells_every_client_and_every_later_caller() {
     assert!(!running.handle.is_running());
     assert!(running.handle.snapshot().is_err());
     let (_client, server) = running.session();
-    assert!(running.handle.attach(server, SessionParams::default()).is_err());
+    assert!(running.handle.attach(server).is_err());
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! - [`calls`]: the operators of a decoder step, for whoever needs them without an engine.
 //! - [`phase`]: prefill or decode, from the shapes of the attention operator.
 //! - [`dispatch`]: stream queues, events, synchronisation, hand-over to the device.
+//! - [`split`]: time of a device that several use at once, divided.
 //! - [`policy`]: which ready operator goes next, and which one is held back, why and until when.
 //!
 //! **Invariants:** no clock, no I/O, no threads, no randomness; no iteration over a randomly ordered map, so that equal
@@ -21,10 +22,13 @@ pub mod cost;
 pub mod dispatch;
 pub mod phase;
 pub mod policy;
+pub mod split;
 
 pub use corun::{CoRun, CoreSplit};
 pub use cost::{Demand, OpClass, Profile, Work, model, work};
-pub use dispatch::{Action, Dispatcher, EventKey, FlagKey, Item, Label, Limits, SessionParams, StreamKey, Token};
+pub use dispatch::{
+    Action, Dispatcher, EventKey, FlagKey, Item, Label, Limits, SessionParams, StreamKey, TenantParams, Token,
+};
 pub use phase::{Classifier, Phase};
 pub use policy::PolicyConfig;
 

@@ -381,7 +381,11 @@ fn wrong_predictions_are_corrected_by_measurement() {
 fn prefill_backlogs_share_by_weight() {
     let mut w = world(config(PolicyName::Phase, 0.0), 0.0);
     for session in 0..2 {
-        w.session(session, 2, SessionParams { weight: 1 + 2 * session as u32, priority: 0 });
+        w.session(
+            session,
+            2,
+            SessionParams { weight: 1 + 2 * session as u32, priority: 0, ..SessionParams::default() },
+        );
         w.host(session, 0, (0..40).flat_map(|_| prompt(100, 50 * MS)));
     }
     w.run();
@@ -406,7 +410,7 @@ fn prefill_backlogs_share_by_weight() {
 fn a_higher_priority_prompt_goes_first() {
     let mut w = world(config(PolicyName::Phase, 0.0), 0.0);
     for session in 0..2 {
-        w.session(session, 2, SessionParams { weight: 1, priority: session as u8 });
+        w.session(session, 2, SessionParams { weight: 1, priority: session as u8, ..SessionParams::default() });
     }
     w.host(0, 0, prompt(100, 50 * MS));
     w.host(1, 10 * MS, prompt(100, 50 * MS));

@@ -20,7 +20,7 @@ fn order(name: PolicyName, program: &[Op]) -> String {
     let config = PolicyConfig { corun, quota: 4, ..PolicyConfig::named(name) };
     let mut d = Dispatcher::new(config, Limits::default());
     d.open_session(0, SessionParams::default()).unwrap();
-    d.open_session(1, SessionParams { weight: 3, priority: 1 }).unwrap();
+    d.open_session(1, SessionParams { weight: 3, priority: 1, ..SessionParams::default() }).unwrap();
     for (i, &(stream, phase, ms)) in program.iter().enumerate() {
         let key = StreamKey { session: u64::from(stream / 10), stream };
         d.open_stream(key, u32::from(stream % 10 == 2)).unwrap();

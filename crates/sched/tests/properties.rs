@@ -10,7 +10,7 @@ mod virtual_time;
 use proptest::prelude::*;
 use sched::dispatch::{Record, Window};
 use sched::policy::{First, PolicyName};
-use sched::{CoRun, EventKey, Limits, Phase, PolicyConfig, SessionParams, StreamKey};
+use sched::{CoRun, EventKey, Limits, Phase, PolicyConfig, SessionParams, StreamKey, TenantParams};
 use virtual_time::{Act, Trace, US, Work, World, property};
 
 #[derive(Clone, Debug)]
@@ -79,7 +79,11 @@ fn world(program: &Program, config: PolicyConfig) -> World {
     let limits = Limits { window: program.window, ..Limits::default() };
     let mut world = World::new(config, limits, CoRun { omega: program.omega, ..CoRun::default() });
     for session in 0..SESSIONS {
-        world.session(session, STREAMS, SessionParams { weight: 1 + session as u32, priority: (session % 2) as u8 });
+        world.session(
+            session,
+            STREAMS,
+            SessionParams { weight: 1 + session as u32, priority: (session % 2) as u8, ..SessionParams::default() },
+        );
     }
     for (session, starts, script) in &program.hosts {
         world.host(*session, *starts, script.iter().copied());
@@ -231,6 +235,22 @@ fn random_programs_reach_every_rule() {
             overloaded += stats.overloaded_turns;
             coruns += stats.coruns;
             steps += stats.decode_steps;
+        }
+        // And the rules of tenants, a session each.
+        let limits = Limits { window: program.window, ..Limits::default() };
+        let mut world = World::new(PolicyConfig::named(PolicyName::Quota), limits, CoRun::default());
+        world.tenants = true;
+        for session in 0..SESSIONS {
+            let tenant = session as u32;
+            world.dispatcher.set_tenant(tenant, TenantParams { weight: 1 + 9 * tenant, priority: 0, window: tenant });
+            world.session(session, STREAMS, SessionParams { tenant, ..SessionParams::default() });
+        }
+        for (session, starts, script) in &program.hosts {
+            world.host(*session, *starts, script.iter().copied());
+        }
+        world.run();
+        for (sum, h) in holds.iter_mut().zip(&world.dispatcher.stats().holds) {
+            *sum += h.count;
         }
     }
     for reason in HoldReason::ALL {

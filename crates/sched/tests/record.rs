@@ -48,7 +48,7 @@ fn step(d: &mut Dispatcher, now: Nanos) -> Vec<Action> {
 fn busy_run(config: PolicyConfig, limits: RecordLimits) -> Dispatcher {
     let mut d = Dispatcher::new(config, Limits::default());
     d.start_record(limits);
-    d.open_session(7, SessionParams { weight: 3, priority: 1 }).unwrap();
+    d.open_session(7, SessionParams { weight: 3, priority: 1, ..SessionParams::default() }).unwrap();
     d.open_stream(key(1), 2).unwrap();
     d.open_stream(key(2), 0).unwrap();
     let kind = HintKind::Admitted { prompt_tokens: 9, max_tokens: 300, ttft: 900 * MS, tpot: 40 * MS, priority: 2 };
@@ -136,7 +136,7 @@ struct Load {
 impl Load {
     fn new(name: PolicyName) -> Self {
         let mut d = Dispatcher::new(PolicyConfig::named(name), Limits::default());
-        d.open_session(7, SessionParams { weight: 2, priority: 5 }).unwrap();
+        d.open_session(7, SessionParams { weight: 2, priority: 5, ..SessionParams::default() }).unwrap();
         d.open_stream(key(1), 2).unwrap();
         d.open_stream(key(2), 0).unwrap();
         Self { d, now: MS, token: 0, running: VecDeque::new() }

@@ -53,7 +53,7 @@ proptest! {
     ) {
         let mut w = world(PolicyConfig { quota, ..PolicyConfig::named(PolicyName::Quota) });
         for (session, &weight) in weights.iter().enumerate() {
-            w.session(session as u64, 0, SessionParams { weight, priority: 0 });
+            w.session(session as u64, 0, SessionParams { weight, priority: 0, ..SessionParams::default() });
             w.host(session as u64, 0, backlog(0, Phase::Unknown, 60 * weight, us * US));
         }
         w.run();
@@ -75,7 +75,7 @@ proptest! {
         let config = PolicyConfig { quota, share_in_idle: false, round_us: round_us as f64, ..PolicyConfig::default() };
         let mut w = world(PolicyConfig { name: PolicyName::Quota, ..config });
         for (session, &weight) in weights.iter().enumerate() {
-            w.session(session as u64, 0, SessionParams { weight, priority: 0 });
+            w.session(session as u64, 0, SessionParams { weight, priority: 0, ..SessionParams::default() });
             w.host(session as u64, 0, backlog(0, Phase::Unknown, 40, 10 * US));
         }
         w.run();
@@ -115,8 +115,8 @@ proptest! {
 fn quota_keeps_or_shares_what_an_idle_session_leaves() {
     let run = |share_in_idle| {
         let mut w = world(PolicyConfig { quota: 4, share_in_idle, ..PolicyConfig::named(PolicyName::Quota) });
-        w.session(0, 0, SessionParams { weight: 1, priority: 0 });
-        w.session(1, 0, SessionParams { weight: 3, priority: 0 });
+        w.session(0, 0, SessionParams { weight: 1, priority: 0, ..SessionParams::default() });
+        w.session(1, 0, SessionParams { weight: 3, priority: 0, ..SessionParams::default() });
         w.host(0, 0, backlog(0, Phase::Unknown, 100, 100 * US));
         w.run();
         w.now
@@ -167,7 +167,7 @@ fn priority_lets_nothing_less_important_in_between() {
 fn priority_does_not_starve_beyond_the_age_bound() {
     let mut w = world(PolicyConfig { age_max_ms: 20.0, ..PolicyConfig::named(PolicyName::Priority) });
     w.session(0, 0, SessionParams::default());
-    w.session(1, 0, SessionParams { weight: 1, priority: 9 });
+    w.session(1, 0, SessionParams { weight: 1, priority: 9, ..SessionParams::default() });
     w.host(0, 0, backlog(0, Phase::Unknown, 5, MS));
     w.host(1, 0, backlog(0, Phase::Unknown, 500, MS));
     w.run();

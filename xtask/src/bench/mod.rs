@@ -4,6 +4,7 @@ mod decoder;
 pub mod dispatch;
 pub mod dispatch_cost;
 pub mod gateway;
+pub mod ledger;
 pub mod loadgen;
 pub mod overhead;
 pub mod phases;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use acl_abi::{Arg, DataType, OpCall, Scalar, TensorDesc, ops};
 use device::{DeviceSpec, Emulated};
 use runtime::{DeviceHandle, DeviceLoop, Limits};
-use sched::{PolicyConfig, SessionParams};
+use sched::PolicyConfig;
 use session::{Client, DeviceFacts, Doorbell, Layout, local};
 use wire::Record;
 
@@ -34,7 +34,7 @@ impl Unpaced {
             DeviceLoop::spawn(Box::new(device), policy, Limits::default(), doorbell.clone()).expect("a thread");
         let facts = DeviceFacts { soc_name: "Ascend910B3".into(), hbm_bytes: 0, device_index: 0, epoch: 0 };
         let (client, server) = local(Layout::default(), doorbell, facts).expect("a session");
-        handle.attach(server, SessionParams::default()).expect("attached");
+        handle.attach(server).expect("attached");
 
         let [a, b, out] = [0; 3]
             .map(|_| client.call(|reply| Record::Malloc { size: 1 << 20, reply }).expect("a live session").payload[0]);

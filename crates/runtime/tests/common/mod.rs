@@ -63,7 +63,7 @@ impl Bench {
     /// A new session; its index.
     pub fn open(&mut self) -> usize {
         let (client, server) = local(layout(), self.doorbell.clone(), facts()).unwrap();
-        self.core.attach(&server, SessionParams::default()).unwrap();
+        self.core.attach(&server, runtime::DEFAULT_TENANT, SessionParams::default()).unwrap();
         self.ends.push((client, server));
         self.ends.len() - 1
     }

@@ -1,7 +1,7 @@
 //! Bytes of a decision record: a tag and its fields, whole numbers as LEB128, times as the difference to the one before.
 
 use super::record::{Aside, Entry};
-use super::{Action, EventKey, FlagKey, HintInput, HintKind, Item, Label, SessionParams, StreamKey};
+use super::{Action, EventKey, FlagKey, HintInput, HintKind, Item, Label, SessionParams, StreamKey, TenantParams};
 use crate::{Demand, Nanos, Phase, PolicyConfig};
 
 /// Bytes that are no record.
@@ -183,9 +183,10 @@ impl Writer {
                 self.whole(4);
                 self.whole(*token);
             }
-            Entry::OpenSession(session, SessionParams { weight, priority }) => {
+            Entry::OpenSession(session, SessionParams { tenant, weight, priority }) => {
                 self.whole(5);
                 self.whole(*session);
+                self.whole((*tenant).into());
                 self.whole((*weight).into());
                 self.whole((*priority).into());
             }
@@ -234,6 +235,17 @@ impl Writer {
             Entry::SetPolicy(config) => {
                 self.whole(13);
                 self.policy(config);
+            }
+            Entry::SetTenant(tenant, TenantParams { weight, priority, window }) => {
+                self.whole(16);
+                self.whole((*tenant).into());
+                self.whole((*weight).into());
+                self.whole((*priority).into());
+                self.whole((*window).into());
+            }
+            Entry::RemoveTenant(tenant) => {
+                self.whole(17);
+                self.whole((*tenant).into());
             }
             Entry::Aside(Aside { session, label, phase, solo, began, ended }) => {
                 self.whole(15);
@@ -412,7 +424,11 @@ impl<'a> Reader<'a> {
             2 => Entry::Complete(self.time()?, self.whole()?),
             3 => Entry::Decided(Action::Submit { token: self.whole()?, stream: self.stream()? }),
             4 => Entry::Decided(Action::Done { token: self.whole()? }),
-            5 => Entry::OpenSession(self.whole()?, SessionParams { weight: self.narrow()?, priority: self.narrow()? }),
+            5 => {
+                let session = self.whole()?;
+                let (tenant, weight, priority) = (self.narrow()?, self.narrow()?, self.narrow()?);
+                Entry::OpenSession(session, SessionParams { tenant, weight, priority })
+            }
             6 => Entry::CloseSession(self.time()?, self.whole()?),
             7 => Entry::OpenStream(self.stream()?, self.narrow()?),
             8 => Entry::CloseStream(self.time()?, self.stream()?),
@@ -423,6 +439,12 @@ impl<'a> Reader<'a> {
             13 => Entry::SetPolicy(self.policy()?),
             14 => Entry::ReleaseFlag(self.time()?, self.flag()?),
             15 => Entry::Aside(self.aside()?),
+            16 => {
+                let (tenant, weight, priority, window) =
+                    (self.narrow()?, self.narrow()?, self.narrow()?, self.narrow()?);
+                Entry::SetTenant(tenant, TenantParams { weight, priority, window })
+            }
+            17 => Entry::RemoveTenant(self.narrow()?),
             _ => return self.wrong("a kind of entry"),
         })
     }

@@ -43,7 +43,10 @@ impl Dispatcher {
             let Some(state) = self.streams[index].as_ref() else { continue };
             let Some(op) = state.next_op() else { continue };
             let (phase, token) = (op.phase, op.token);
-            let hold = self.policy.hold(now, &policy::Candidate { stream: index, state, op });
+            let hold = match self.tenant_hold(now, state) {
+                Some((reason, until)) => policy::Hold { reason, until },
+                None => self.policy.hold(now, &policy::Candidate { stream: index, state, op }),
+            };
             if let Some(until) = hold.until {
                 // Something that is due already is looked at a little later, not at once and forever.
                 let until = until.max(now + 1);

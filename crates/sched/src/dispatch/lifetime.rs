@@ -15,6 +15,7 @@ impl Dispatcher {
         if self.sessions.len() >= self.limits.sessions_max {
             return Err(Refused::TooManySessions(self.limits.sessions_max));
         }
+        self.meet_tenant(params.tenant);
         self.sessions.insert(session, Session { params, streams: Vec::new(), items: 0, events: 0 });
         self.open_stream(StreamKey { session, stream: 0 }, 0)
     }
@@ -77,7 +78,7 @@ impl Dispatcher {
         if session.streams.len() >= self.limits.streams_per_session_max {
             return Err(Refused::TooManyStreams(self.limits.streams_per_session_max));
         }
-        let stream = Stream::new(key, session.params.weight, session.params.priority, priority);
+        let stream = Stream::new(key, session.params, priority);
         let info = info(&stream);
         let index = match self.free.pop() {
             Some(index) => {

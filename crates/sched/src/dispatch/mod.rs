@@ -29,6 +29,7 @@ mod settle;
 mod state;
 mod stats;
 mod stream;
+mod tenancy;
 mod types;
 mod view;
 
@@ -41,6 +42,7 @@ pub(crate) use state::sorted;
 pub use stats::{HoldReason, HoldStats, PredictionStats, SIZES, Stats, size, size_from};
 pub use stream::Op;
 pub(crate) use stream::Stream;
+pub use tenancy::{LEAD_NS, OWED_NS, TenantParams};
 pub use types::{
     Action, EventKey, EventStatus, HintInput, HintKind, Item, Label, Limits, Refused, SessionParams, StreamKey, Token,
     Window,
@@ -49,13 +51,14 @@ pub use view::Ready;
 
 use crate::Nanos;
 use crate::policy::learn::Learner;
-use crate::policy::{self, Board, Policy, PolicyConfig};
+use crate::policy::{self, Policy, PolicyConfig};
 use events::Events;
 use flags::Flags;
 use foldhash::{HashMap, HashMapExt};
 use lifetime::info;
 use serde::{Deserialize, Serialize};
 use stream::{Entry, Place};
+use tenancy::Tenancy;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Session {
@@ -103,6 +106,9 @@ pub struct Dispatcher {
     items: usize,
     wake: Option<Nanos>,
     stats: Stats,
+    tenancy: Tenancy,
+    /// Ready streams whose tenants may go: scratch.
+    permitted: Vec<usize>,
     recorder: Option<record::Recorder>,
     /// Hold-backs that have ended, while somebody watches ([`Dispatcher::watch_holds`]).
     holds_watched: Option<Vec<HoldSpan>>,
@@ -135,6 +141,8 @@ impl Dispatcher {
             items: 0,
             wake: None,
             stats: Stats::default(),
+            tenancy: Tenancy::default(),
+            permitted: Vec::new(),
             recorder: None,
             holds_watched: None,
         }
@@ -294,6 +302,7 @@ impl Dispatcher {
         self.stats.completed[op.phase.index()] += 1;
         let solo = &mut self.stats.completed_solo_ns[op.phase.index()];
         *solo = solo.saturating_add(op.solo);
+        self.tenant_completed(now, index, &op);
         if let Some(meter) = &mut self.meter {
             meter.completed(now, index, &mut self.stats);
         }
@@ -319,9 +328,7 @@ impl Dispatcher {
         let before = out.len();
         self.stats.done += self.done.len() as u64;
         out.extend(self.done.drain(..).map(|token| Action::Done { token }));
-        loop {
-            let board = Board { ready: &self.ready, streams: &self.streams, in_flight: self.flying.len() };
-            let Some(choice) = self.policy.choose(now, &board, &mut self.stats) else { break };
+        while let Some(choice) = self.choose(now) {
             if !self.submit(now, choice, out) {
                 debug_assert!(false, "the policy chose a stream that is not ready");
                 break;
@@ -381,6 +388,7 @@ impl Dispatcher {
         self.unready(now, index);
         self.flying.insert(op.token, (index, number));
         self.stats.submitted[op.phase.index()] += 1;
+        self.tenant_submitted(now, index, &op);
         out.push(Action::Submit { token: op.token, stream: key });
         if let Some(meter) = &mut self.meter {
             meter.submitted(now, index, &op);

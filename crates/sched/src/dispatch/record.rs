@@ -11,7 +11,9 @@
 //! costs as much as there is queued, once in an eighth of the room.
 
 use super::codec::Writer;
-use super::{Action, Dispatcher, EventKey, FlagKey, HintInput, Item, Label, SessionParams, StreamKey, Token};
+use super::{
+    Action, Dispatcher, EventKey, FlagKey, HintInput, Item, Label, SessionParams, StreamKey, TenantParams, Token,
+};
 use crate::{Nanos, Phase, PolicyConfig};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -54,6 +56,10 @@ pub enum Entry {
     Hint(Nanos, u64, HintInput),
     /// [`Dispatcher::set_policy`].
     SetPolicy(PolicyConfig),
+    /// [`Dispatcher::set_tenant`].
+    SetTenant(u32, TenantParams),
+    /// [`Dispatcher::remove_tenant`].
+    RemoveTenant(u32),
     /// [`Dispatcher::step`].
     Step(Nanos),
     /// What the step before decided, in order.

@@ -226,6 +226,8 @@ impl Dispatcher {
             Entry::Complete(now, token) => self.complete(now, token),
             Entry::Hint(now, session, hint) => self.hint(now, session, &hint),
             Entry::SetPolicy(config) => self.set_policy(config),
+            Entry::SetTenant(tenant, params) => self.set_tenant(tenant, params),
+            Entry::RemoveTenant(tenant) => self.remove_tenant(tenant),
             Entry::Step(now) => self.step(now, out),
             Entry::Decided(_) | Entry::Aside(_) => {}
         }
@@ -250,6 +252,8 @@ impl Entry {
             | Self::OpenStream(..)
             | Self::DestroyEvent(_)
             | Self::SetPolicy(_)
+            | Self::SetTenant(..)
+            | Self::RemoveTenant(_)
             | Self::Decided(_) => None,
         }
     }

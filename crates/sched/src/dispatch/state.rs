@@ -8,6 +8,7 @@ use super::events::Events;
 use super::flags::Flags;
 use super::stats::Stats;
 use super::stream::Stream;
+use super::tenancy::Tenancy;
 use super::{Dispatcher, Fence, Limits, Session, StreamKey, Token};
 use crate::policy::learn::Learner;
 use crate::policy::{self, PolicyConfig};
@@ -26,7 +27,7 @@ pub(crate) fn sorted<K: Serialize + Ord, V: Serialize, S: Serializer>(
 
 type Tables = (HashMap<u64, Session>, HashMap<StreamKey, usize>, HashMap<Token, (usize, u64)>, HashMap<u64, Fence>);
 type Lists = (Vec<Option<Stream>>, Vec<usize>, Vec<usize>, Vec<usize>, Vec<Token>, Vec<usize>);
-type Objects = (Events, Flags, Stats, Option<Learner>, Vec<u8>);
+type Objects = (Events, Flags, Stats, Option<Learner>, Vec<u8>, Tenancy);
 type Numbers = (Nanos, u64, u64, usize, Option<Nanos>);
 
 impl Dispatcher {
@@ -37,7 +38,7 @@ impl Dispatcher {
         let Self { sessions, keys, flying, fences, streams, free, ready, awaited, done, work, .. } = self;
         let tables = (ordered(sessions), ordered(keys), ordered(flying), ordered(fences));
         let lists = (streams, free, ready, awaited, done, work);
-        let objects = (&self.events, &self.flags, &self.stats, &self.meter, self.policy.save());
+        let objects = (&self.events, &self.flags, &self.stats, &self.meter, self.policy.save(), &self.tenancy);
         let numbers = (self.now, self.seq, self.fences_minted, self.items, self.wake);
         // Fails for collections of unknown length only, of which there are none.
         postcard::to_allocvec(&(&self.config, &self.limits, tables, lists, objects, numbers)).unwrap_or_default()
@@ -49,7 +50,7 @@ impl Dispatcher {
             postcard::from_bytes::<(PolicyConfig, Limits, Tables, Lists, Objects, Numbers)>(bytes)?;
         let (sessions, keys, flying, fences) = tables;
         let (streams, free, ready, awaited, done, work) = lists;
-        let (events, flags, stats, meter, state) = objects;
+        let (events, flags, stats, meter, state, tenancy) = objects;
         let (now, seq, fences_minted, items, wake) = numbers;
         let policy = policy::restore(&config, &state)?;
         Ok(Self {
@@ -68,6 +69,7 @@ impl Dispatcher {
             events,
             flags,
             stats,
+            tenancy,
             now,
             seq,
             fences_minted,

@@ -18,15 +18,19 @@ pub enum HoldReason {
     PrefillOrder,
     /// `quota`: the session has had its dispatches of this round.
     QuotaSpent,
-    /// `priority`: something more important is ready or running.
+    /// `priority`, or a tenant with a higher priority: something more important is ready or running.
     LowerPriority,
     /// `static-ratio`: the other phase is behind its part of the time, or still running.
     PhaseShare,
+    /// The tenant is ahead of its part of the device.
+    TenantShare,
+    /// The tenant has as much on the device as it may.
+    TenantWindow,
 }
 
 impl HoldReason {
     /// Every reason, in the order of [`Stats::holds`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Order,
         Self::DecodeHasSlack,
         Self::DecodeDue,
@@ -35,6 +39,8 @@ impl HoldReason {
         Self::QuotaSpent,
         Self::LowerPriority,
         Self::PhaseShare,
+        Self::TenantShare,
+        Self::TenantWindow,
     ];
 
     /// Index into [`Stats::holds`].
@@ -53,6 +59,8 @@ impl HoldReason {
             "quota_spent",
             "lower_priority",
             "phase_share",
+            "tenant_share",
+            "tenant_window",
         ];
         NAMES[self as usize]
     }
@@ -68,6 +76,8 @@ impl HoldReason {
             Self::QuotaSpent => "the session has had its dispatches of this round",
             Self::LowerPriority => "something more important is ready or running",
             Self::PhaseShare => "the other phase is behind its part of the time, or still running",
+            Self::TenantShare => "the tenant is ahead of its part of the device",
+            Self::TenantWindow => "the tenant has as many operators on the device as it may",
         }
     }
 }

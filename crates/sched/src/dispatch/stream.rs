@@ -5,7 +5,7 @@
 //! front to reach them, waits for events and flags before it have passed. So a record in the middle does not stop later operators from
 //! being handed to the device, and an event wait does.
 
-use super::{FlagKey, Label, StreamKey, Token};
+use super::{FlagKey, Label, SessionParams, StreamKey, Token};
 use crate::{Demand, Nanos, Phase};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -72,6 +72,7 @@ pub(crate) struct Held {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Stream {
     pub key: StreamKey,
+    pub tenant: u32,
     pub weight: u32,
     pub session_priority: u8,
     pub priority: u32,
@@ -103,11 +104,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub fn new(key: StreamKey, weight: u32, session_priority: u8, priority: u32) -> Self {
+    pub fn new(key: StreamKey, session: SessionParams, priority: u32) -> Self {
         Self {
             key,
-            weight: weight.max(1),
-            session_priority,
+            tenant: session.tenant,
+            weight: session.weight.max(1),
+            session_priority: session.priority,
             priority,
             entries: VecDeque::new(),
             base: 0,

@@ -29,7 +29,9 @@ pub struct EventKey {
 /// A session's standing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionParams {
-    /// Share of the device relative to other sessions, where shares matter; 0 counts as 1.
+    /// Whose it is ([`super::Dispatcher::set_tenant`]).
+    pub tenant: u32,
+    /// Share of the device relative to other sessions, where the policy looks at it; 0 counts as 1.
     pub weight: u32,
     /// Larger goes first, where the policy looks at it.
     pub priority: u8,
@@ -37,7 +39,7 @@ pub struct SessionParams {
 
 impl Default for SessionParams {
     fn default() -> Self {
-        Self { weight: 1, priority: 0 }
+        Self { tenant: 0, weight: 1, priority: 0 }
     }
 }
 

@@ -73,6 +73,8 @@ pub struct World {
     demands: HashMap<Token, (Demand, Phase)>,
     changes: VecDeque<(Nanos, PolicyConfig)>,
     changed: bool,
+    /// Sessions belong to several tenants, who are held to their shares: hold-backs beyond the policy's.
+    pub tenants: bool,
 }
 
 impl World {
@@ -100,6 +102,7 @@ impl World {
             demands: HashMap::new(),
             changes: VecDeque::new(),
             changed: false,
+            tenants: false,
         }
     }
 
@@ -135,6 +138,11 @@ impl World {
             assert!(turns < TURNS_MAX, "no end in sight at {} ns", self.now);
         }
         self.check();
+    }
+
+    /// Runs up to a time at which there may be work left; checks nothing of what is still under way.
+    pub fn run_until(&mut self, until: Nanos) {
+        while self.now < until && self.turn() {}
     }
 
     fn turn(&mut self) -> bool {

@@ -46,7 +46,12 @@ impl World {
         for &(key, reason, since) in &held {
             let first = *self.held_since.entry(key).or_insert(since);
             let limit = (self.config.age_max_ms * 1e6) as Nanos + 1;
-            if reason == HoldReason::Order {
+            if reason == HoldReason::TenantWindow {
+                // Until the tenant's own operators are through.
+                assert!(!idle, "{key:?} waits for its window beside an idle device");
+            } else if self.tenants && reason == HoldReason::Order {
+                // In order of arrival among those whose tenants may go.
+            } else if reason == HoldReason::Order {
                 // What was pushed before goes first, and what the device held already; on a part of it where cores are split.
                 let slowest = match self.config.core_split() {
                     Some(s) => 4.0 / s.prefill.min(1.0 - s.prefill),
@@ -62,6 +67,7 @@ impl World {
                 assert!(wake <= first + limit, "nobody would look at {key:?} in time");
             }
             if idle {
+                assert!(reason != HoldReason::TenantShare, "the device idles while {key:?} waits for its share");
                 // Only while a decode step that is due waits for its host, or a round has time left that nobody may use.
                 let idle_us = match reason {
                     HoldReason::DecodeDue => self.config.gap_us,
@@ -154,7 +160,7 @@ impl World {
         assert_eq!(self.dispatcher.queued(), 0, "something never came to its turn");
         let stats = self.dispatcher.stats();
         assert_eq!(stats.unknown_completions, 0);
-        if self.config.name == PolicyName::Phase && !self.changed {
+        if self.config.name == PolicyName::Phase && !self.changed && !self.tenants {
             for phase in [Phase::Unknown, Phase::Mixed] {
                 assert_eq!(stats.held_ns[phase.index()], 0, "{} work was held back", phase.name());
             }
@@ -170,7 +176,7 @@ impl World {
         let memo = &mut HashMap::new();
         for (key, entries) in &self.model {
             let alive = !self.is_dead(key.session);
-            let eager = self.config.name == PolicyName::Passthrough && !self.changed && alive;
+            let eager = self.config.name == PolicyName::Passthrough && !self.changed && !self.tenants && alive;
             let (mut submitted_last, mut completed_last, mut released) = (0, 0, 0);
             for entry in entries {
                 match entry {
