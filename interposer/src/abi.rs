@@ -52,6 +52,12 @@ impl<T> Out<T> {
         Ok(())
     }
 
+    /// The place of element `index`, where the caller wants several.
+    pub fn at(self, index: usize) -> Self {
+        // Null stays null, so that `set` finds it.
+        if self.0.is_null() { self } else { Self(self.0.wrapping_add(index)) }
+    }
+
     /// Stores `value` if the caller wants it.
     pub fn set_if_wanted(self, value: T) {
         if !self.0.is_null() {

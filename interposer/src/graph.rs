@@ -115,6 +115,7 @@ impl Graphs {
             Record::ValueWait { .. } => (self.captures.node(id, false)?, "ValueWait"),
             Record::CopyOut { reply: None, .. } => (self.captures.node(id, false)?, "MemcpyDeviceToHost"),
             Record::CopyDevice { reply: None, .. } => (self.captures.node(id, false)?, "MemcpyDeviceToDevice"),
+            Record::Exchange { .. } => (self.captures.node(id, false)?, "Collective"),
             Record::Memset { reply: None, .. } => (self.captures.node(id, false)?, "Memset"),
             Record::CopyIn { .. } => return self.refuse(id, "a copy from pageable memory"),
             Record::HostCall { .. } => return self.refuse(id, "a callback"),

@@ -59,10 +59,12 @@ pub enum Kind {
     TaskGroup,
     /// `aclrtBinHandle`.
     Binary,
+    /// `HcclComm`.
+    Communicator,
 }
 
 impl Kind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Tensor,
         Self::TensorList,
         Self::Scalar,
@@ -80,6 +82,7 @@ impl Kind {
         Self::Graph,
         Self::TaskGroup,
         Self::Binary,
+        Self::Communicator,
     ];
 
     /// C type name.
@@ -102,6 +105,7 @@ impl Kind {
             Self::Graph => "aclmdlRI",
             Self::TaskGroup => "aclrtTaskGrp",
             Self::Binary => "aclrtBinHandle",
+            Self::Communicator => "HcclComm",
         }
     }
 
@@ -115,7 +119,8 @@ impl Kind {
             | Self::Physical
             | Self::Graph
             | Self::TaskGroup
-            | Self::Binary => (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE),
+            | Self::Binary
+            | Self::Communicator => (ACL_ERROR_RT_PARAM_INVALID, ACL_ERROR_RT_INVALID_HANDLE),
             Self::TensorDesc | Self::DataBuffer => (ACL_ERROR_INVALID_PARAM, ACL_ERROR_INVALID_PARAM),
             _ => (ACLNN_PARAM_NULL, ACLNN_PARAM_INVALID),
         }

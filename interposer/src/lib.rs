@@ -30,6 +30,7 @@ pub mod api;
 pub mod atb;
 pub mod callbacks;
 pub mod capture;
+pub mod collective;
 pub mod config;
 pub mod copy;
 pub mod desc;

@@ -42,6 +42,7 @@ pub struct Link {
     next_stream: AtomicU32,
     next_event: AtomicU32,
     next_graph: AtomicU32,
+    next_comm: AtomicU32,
     /// Graphs, and captures under way.
     pub(crate) graphs: Mutex<Graphs>,
     /// Something is captured or updated.
@@ -132,6 +133,7 @@ impl Link {
             next_stream: AtomicU32::new(1),
             next_event: AtomicU32::new(1),
             next_graph: AtomicU32::new(1),
+            next_comm: AtomicU32::new(1),
             graphs: Mutex::default(),
             capturing: AtomicBool::new(false),
             space: Mutex::default(),
@@ -284,6 +286,17 @@ impl Link {
         let next = |n: u32| n.checked_add(1);
         self.next_graph.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| {
             Failure::new(acl::ACL_ERROR_RT_NO_MODEL_RESOURCE, "this session has used up its graph numbers")
+        })
+    }
+
+    /// A number for a new communicator.
+    ///
+    /// # Errors
+    /// After 2³² − 1 communicators: numbers are never used again.
+    pub fn next_comm(&self) -> Result<u32, Failure> {
+        let next = |n: u32| n.checked_add(1);
+        self.next_comm.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| {
+            Failure::new(acl::ACL_ERROR_RT_RESOURCE_ALLOC_FAIL, "this session has used up its communicator numbers")
         })
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock};
 
 use acl_abi::values as acl;
 
+use crate::api::hccl::Comm;
 use crate::api::pages::Physical;
 use crate::callbacks::Callbacks;
 use crate::config::{Config, Mode};
@@ -82,6 +83,8 @@ pub struct Process {
     pub task_groups: Table<Option<TaskGroup>>,
     /// Registered binaries of raw kernels: bytes of each.
     pub binaries: Table<u64>,
+    /// Communicators.
+    pub comms: Table<Option<Arc<Comm>>>,
     /// Contexts.
     pub contexts: Table<Context>,
     /// Keys of shared memory.
@@ -177,6 +180,7 @@ impl Process {
             graphs: Table::new(Kind::Graph, id),
             task_groups: Table::new(Kind::TaskGroup, id),
             binaries: Table::new(Kind::Binary, id),
+            comms: Table::new(Kind::Communicator, id),
             contexts: Table::new(Kind::Context, id),
             keys: Keys::default(),
             peers: Peers::default(),
@@ -237,6 +241,7 @@ impl Process {
         self.streams.clear(|s| *s = None);
         self.events.clear(|e| *e = None);
         self.graphs.clear(|g| *g = None);
+        self.comms.clear(|c| *c = None);
         self.task_groups.clear(|g| *g = None);
         self.physical.clear(|p| *p = None);
         self.keys.clear();

@@ -10,6 +10,7 @@
 //! | `accept` | a listening socket, one a tenant | `poll` |
 //! | `watch` | liveness of every client | `poll` |
 //! | `ledger` | the ledger's file | a timer |
+//! | `peers`, and one a rank of a communicator | daemons of other devices | `poll` |
 //! | tokio | admin API, signals | `epoll` |
 //!
 //! **Invariants:** the data path is the dispatch thread's alone; the others send it requests. Standard output carries the
@@ -24,10 +25,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser as _;
 use device::Emulated;
 use runtime::{DEFAULT_TENANT, DeviceHandle, DeviceLoop};
+use session::peers::Peers;
 use session::{DeviceFacts, Doorbell};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use vnpu_daemon::args::Args;
 use vnpu_daemon::ledger::Ledger;
@@ -65,6 +67,7 @@ fn main() -> Result<()> {
     }
     let ledger = Ledger::start(handle.clone(), args.ledger.as_deref())?;
 
+    let bell = doorbell.clone();
     let facts = DeviceFacts {
         soc_name: info.soc_name.clone(),
         hbm_bytes: info.hbm_bytes,
@@ -72,6 +75,7 @@ fn main() -> Result<()> {
         epoch: epoch(),
     };
     let admin = args.admin.map(bind_admin).transpose()?;
+    let peers = listen_to_peers(&args, &handle, bell);
 
     info!(device = info.label, socket = %args.socket.display(), "serving");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -82,11 +86,24 @@ fn main() -> Result<()> {
         .context("cannot start the admin runtime")?;
     let result = runtime.block_on(serve(&args, &handle, &ledger, configured, (doorbell, facts), admin));
     ledger.stop();
+    if let Some(peers) = peers {
+        peers.stop();
+    }
     let clean = handle.shutdown();
     result?;
     ensure!(clean, "the dispatch thread panicked; the log says where");
     info!("ended");
     Ok(())
+}
+
+/// Lets devices work together. Without it collectives are refused, and everything else works.
+fn listen_to_peers(args: &Args, handle: &DeviceHandle, doorbell: Doorbell) -> Option<Peers> {
+    let result = Peers::listen(&args.socket, doorbell);
+    let peers = result
+        .inspect_err(|e| warn!("no collectives with other devices: cannot listen for their daemons: {e}"))
+        .ok()?;
+    handle.set_peers(peers.clone()).inspect_err(|e| warn!("no collectives with other devices: {e}")).ok()?;
+    Some(peers)
 }
 
 /// Tells one start of the daemon from another.

@@ -8,11 +8,13 @@
 pub mod codegen;
 pub mod dtype;
 pub mod extent;
+pub mod fold;
 pub mod function;
 pub mod op;
 pub mod opcall;
 pub mod values;
 
 pub use dtype::DataType;
+pub use fold::Fold;
 pub use op::{Kind, OpId, Param, SIGNATURES, SIGNATURES_DIGEST, Signature, ops};
 pub use opcall::{Arg, MAX_DIMS, OpCall, Scalar, TensorDesc};

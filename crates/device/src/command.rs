@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use acl_abi::OpCall;
+use acl_abi::{DataType, Fold, OpCall};
 
 use crate::interface::PhysAddr;
 
@@ -45,6 +45,28 @@ pub enum Command {
         /// Value of every byte.
         value: u8,
     },
+    /// What several ranks have, reduced to one.
+    Combine(Box<Combine>),
+}
+
+/// A reduction of equally long pieces: one in device memory, the others in host memory.
+#[derive(Debug)]
+pub struct Combine {
+    /// First byte written.
+    pub dst: PhysAddr,
+    /// First byte of the piece in device memory; may be `dst`.
+    pub own: PhysAddr,
+    /// How many of the others come before it.
+    pub place: usize,
+    /// The others, in order.
+    pub others: Vec<HostBytes>,
+    /// Bytes of each piece.
+    pub len: u64,
+    /// Element type, one that [`Fold::takes`].
+    pub element: DataType,
+    /// Operation. Pieces are combined in order, 16-bit floats in single precision and rounded once: everyone who has the
+    /// same pieces gets the same bits.
+    pub fold: Fold,
 }
 
 impl Command {
@@ -56,6 +78,7 @@ impl Command {
             Self::CopyOut { .. } => "copy from device",
             Self::CopyDevice { .. } => "copy within device",
             Self::Fill { .. } => "memset",
+            Self::Combine(_) => "reduction of a collective",
         }
     }
 }
@@ -133,6 +156,14 @@ impl HostBytes {
             Inner::Owned(bytes) => bytes.as_mut_ptr(),
             Inner::Shared { ptr, .. } => *ptr,
         }
+    }
+
+    /// Copies as many bytes as `to` has from the start.
+    pub(crate) fn read(&self, to: &mut [u8]) {
+        assert!(to.len() <= self.len(), "{} of {} bytes", to.len(), self.len());
+        // SAFETY: `self` is valid for its length (our vector, or what `shared`'s caller promised), and no Rust reference to it
+        // exists, so `to` does not overlap it.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), to.as_mut_ptr(), to.len()) };
     }
 
     /// Sets every byte to 0.

@@ -29,7 +29,7 @@ pub mod extents;
 pub mod interface;
 pub mod spec;
 
-pub use command::{Command, HostBytes};
+pub use command::{Combine, Command, HostBytes};
 pub use emulated::{Emulated, EmulatedConfig};
 pub use error::{DeviceError, OpError};
 pub use extents::Extents;

@@ -25,7 +25,10 @@ use device::{Completion, Compute, Device};
 use sched::dispatch::Window;
 use sched::{Action, Dispatcher, Nanos, PolicyConfig, Profile, SessionParams, Token};
 use session::ServerSession;
+use session::peers::Peers;
 
+use crate::comm::{Comm, CommKey};
+use crate::comm_records::Joins;
 use crate::items::Items;
 use crate::latency::Served;
 use crate::limits::Limits;
@@ -127,6 +130,14 @@ pub struct Core {
     pub(crate) values: Values,
     /// Looks at memory that the device has.
     pub(crate) looks: usize,
+    /// Communicators by session and the client's number.
+    pub(crate) comms: BTreeMap<CommKey, Comm>,
+    /// Ranks that are on their way into one.
+    pub(crate) joins: Joins,
+    /// How ranks on other devices are found.
+    pub(crate) peers: Option<Peers>,
+    /// Commands of exchanges that the device has.
+    pub(crate) moves: usize,
     /// Next physical stream; never reused, the device keeps nothing of an idle one.
     pub(crate) next_physical: u32,
     /// The time that everything has been brought up to.
@@ -208,6 +219,10 @@ impl Core {
             shared_events: SharedEvents::default(),
             values: Values::default(),
             looks: 0,
+            comms: BTreeMap::new(),
+            joins: Joins::default(),
+            peers: None,
+            moves: 0,
             next_physical: 0,
             time: 0,
             urgent: 0,
@@ -295,6 +310,7 @@ impl Core {
         self.parked.retain(|p| p.session != session);
         self.replaying.retain(|&s| s != session);
         self.values.forget_session(session);
+        self.forget_comms(session);
         self.shared_events_end(session, tenant.events.values().filter_map(|e| e.shared));
         let Self { device, shares, .. } = self;
         tenant.space.release_all(|released| give_back(&mut **device, shares, session, released));
@@ -409,6 +425,9 @@ impl Core {
             self.ended_early = false;
             changed |= self.step_once();
             self.ended_early |= self.look_at_values();
+            let (released, submitted) = self.look_at_comms();
+            self.ended_early |= released;
+            changed |= submitted;
             if !self.ended_early {
                 return changed;
             }

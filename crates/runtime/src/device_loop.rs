@@ -22,6 +22,7 @@ use device::{Device, DeviceInfo};
 use parking_lot::Mutex;
 use sched::dispatch::RecordLimits;
 use sched::{Nanos, PolicyConfig, SessionParams};
+use session::peers::Peers;
 use session::{Doorbell, ServerSession};
 
 use crate::core::{AttachError, Core, StartError, Wake};
@@ -60,6 +61,7 @@ enum Control {
     Attach(Box<ServerSession>, String, Option<OnEnd>, Sender<Result<(), AttachError>>),
     Detach(u64, Sender<()>),
     SetPolicy(PolicyConfig, Sender<()>),
+    SetPeers(Peers, Sender<()>),
     Snapshot(Sender<Snapshot>),
     StartRecord(RecordLimits, Sender<()>),
     StopRecord(Sender<()>),
@@ -311,6 +313,10 @@ impl Lane {
                 self.core.set_policy(now, policy);
                 let _ = answer.send(());
             }
+            Control::SetPeers(peers, answer) => {
+                self.core.set_peers(peers);
+                let _ = answer.send(());
+            }
             Control::Snapshot(answer) => {
                 // The books go up to the present, too.
                 self.core.books();
@@ -351,6 +357,7 @@ impl Lane {
     /// of its work.
     fn has_pending(&self) -> bool {
         !self.control.is_empty()
+            || self.core.peers_moved()
             || self.sessions.iter().any(|a| a.session.has_pending() && self.core.has_room(a.session.id()))
     }
 }
@@ -396,6 +403,15 @@ impl DeviceHandle {
     pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), NoAnswer> {
         let (answer, result) = bounded(1);
         self.ask(Control::SetPolicy(policy, answer), &result)
+    }
+
+    /// Lets sessions of this device make communicators with those of other daemons.
+    ///
+    /// # Errors
+    /// The thread does not answer.
+    pub fn set_peers(&self, peers: Peers) -> Result<(), NoAnswer> {
+        let (answer, result) = bounded(1);
+        self.ask(Control::SetPeers(peers, answer), &result)
     }
 
     /// A picture of everything.

@@ -18,6 +18,10 @@ impl Core {
     /// The device has finished an item.
     pub(crate) fn completed(&mut self, completion: Completion) {
         let Some(completion) = self.unless_a_look(completion) else { return };
+        let Some(completion) = self.unless_a_move(completion) else {
+            self.values.changed();
+            return;
+        };
         let Completion { token, at, result, extent, cmd } = completion;
         self.meter_device();
         self.in_flight -= 1;
@@ -102,6 +106,7 @@ impl Core {
 
     /// What a waiter waited for has happened.
     pub(crate) fn done(&mut self, token: Token) {
+        let mut exchange = None;
         let Self { items, tenants, values, shared_events, .. } = self;
         items.finish(token, |entry: &mut Entry| {
             let Some((tenant, port)) = tenants.get_mut(&entry.session) else { return };
@@ -123,16 +128,25 @@ impl Core {
                     values.reached((entry.session, flag));
                     None
                 }
+                Purpose::ExchangeReached { comm, flag } => {
+                    exchange = Some(((entry.session, comm), flag));
+                    None
+                }
                 Purpose::StreamSync(stream) => tenant.take_stream_fault(stream),
                 Purpose::EventSync(event) => event_fault(tenant, shared_events, entry.session, event),
                 Purpose::DeviceSync => tenant.take_oldest_fault(),
-                Purpose::Work(_) | Purpose::ValueLook(_) => unreachable!("work is never done without the device"),
+                Purpose::Work(_) | Purpose::ValueLook(_) | Purpose::ExchangeMove { .. } => {
+                    unreachable!("work is never done without the device")
+                }
             };
             if let Some(reply) = entry.reply {
                 let done = Reply::value(entry.fetched.into());
                 port.reply(reply, &fault.map_or(done, Reply::from));
             }
         });
+        if let Some((key, flag)) = exchange {
+            self.exchange_reached(key, flag);
+        }
     }
 
     /// Sends a reply.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use acl_abi::OpCall;
 use parking_lot::Mutex;
-use wire::{ArenaRange, HostSource, Record, ValueCondition};
+use wire::{ArenaRange, Exchange, HostSource, Record, ValueCondition};
 
 /// Graphs of one session. vLLM captures one for every piece of a model and every batch size: a few thousand.
 pub const GRAPHS_MAX: usize = 8192;
@@ -54,6 +54,8 @@ pub enum Kind {
     Word { addr: u64, value: u64 },
     /// The lane waits until a word of memory is as asked for.
     Await { addr: u64, value: u64, until: ValueCondition },
+    /// Part of a collective, in a communicator.
+    Exchange(u32, Arc<Exchange>),
     /// An event of the graph is recorded.
     Record(u32),
     /// The lane waits for an event of the graph.
@@ -171,6 +173,7 @@ impl Kind {
             Self::Op(call) => of_call(call),
             Self::Grouped(call) => of_call(&call.lock()),
             Self::In { source: Source::Bytes(bytes), .. } => bytes.len(),
+            Self::Exchange(_, e) => size_of::<Exchange>() + size_of_val(&e.sends[..]) + size_of_val(&e.receives[..]),
             _ => 0,
         }
     }
@@ -202,6 +205,10 @@ fn kind_of(record: &Record<'_>, call: &OpCall, grouped: bool) -> Result<(u32, Ki
         }
         Record::ValueWrite { stream, addr, value } => (stream, Kind::Word { addr, value }),
         Record::ValueWait { stream, addr, value, until } => (stream, Kind::Await { addr, value, until }),
+        Record::Exchange { stream, comm, body } => {
+            let exchange = Exchange::decode(body).map_err(|e| format!("a collective: {e}"))?;
+            (stream, Kind::Exchange(comm, Arc::new(exchange)))
+        }
         Record::EventRecord { event, stream } => (stream, Kind::Record(event)),
         Record::StreamWaitEvent { stream, event } => (stream, Kind::Wait(event)),
         Record::FlagSet { stream, flag } => (stream, Kind::FlagSet(flag)),

@@ -9,6 +9,7 @@ use wire::ReplyTo;
 
 use device::Command;
 
+use crate::comm::Move;
 use crate::graph::Replaceable;
 use crate::memory::BlockId;
 
@@ -27,6 +28,20 @@ pub enum Purpose {
     ValueReached(u32),
     /// A look at what the wait at this flag waits for.
     ValueLook(u32),
+    /// The stream has got to the exchange of communicator `comm` that stands at this flag.
+    ExchangeReached {
+        /// Communicator.
+        comm: u32,
+        /// Flag.
+        flag: u32,
+    },
+    /// Bytes of an exchange of communicator `comm`.
+    ExchangeMove {
+        /// Communicator.
+        comm: u32,
+        /// Which.
+        what: Move,
+    },
     /// Answer when the event is complete, with the error of the stream it was recorded in.
     EventSync(u32),
     /// Answer when every stream of the session is idle, with the oldest error.

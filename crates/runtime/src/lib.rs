@@ -17,6 +17,8 @@
 //! - Modelled time never depends on when the thread woke up ([`core`] says how).
 //! - Everything a client can make the daemon hold is bounded by [`Limits`].
 
+mod comm;
+mod comm_records;
 pub mod core;
 mod device_loop;
 mod ends;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use device::HostBytes;
 use session::Replier;
+use session::peers::Segment;
 use wire::{ArenaRange, Reply, ReplyTo};
 
 /// Replies and host memory of one session.
@@ -58,4 +59,16 @@ impl Port {
     pub fn staging(&self, block: u32, len: u32) -> Option<HostBytes> {
         self.host(self.replier.arena().staging_range(block, len)?)
     }
+}
+
+/// The first `len` bytes of a slot that ranks share: `(from, to, chunk)`.
+///
+/// # Panics
+/// If a slot is shorter.
+pub fn slot(segment: &Arc<Segment>, (from, to, chunk): (usize, usize, u64), len: usize) -> HostBytes {
+    assert!(len as u64 <= session::peers::CHUNK_BYTES, "{len} bytes of a slot");
+    let keep: Arc<dyn Any + Send + Sync> = segment.clone();
+    // SAFETY: a slot is as long as a chunk and lives as long as its segment, which `keep` keeps; the segment hands out raw
+    // pointers, never references.
+    unsafe { HostBytes::shared(segment.slot(from, to, chunk), len, keep) }
 }

@@ -218,6 +218,22 @@ impl Core {
                 let free = memory.free.saturating_sub(reserved).min(left).min(limit.saturating_sub(held));
                 self.answer(session, reply, Ok(Reply { payload: [free, total, held, peak], ..Reply::ok() }));
             }
+            Record::CommRoot { reply } => {
+                let result = self.comm_root();
+                self.answer(session, reply, result);
+            }
+            Record::CommInit { comm, rank, ranks, timeout_s, key, reply } => {
+                self.comm_init((session, comm), (rank, ranks), key, timeout_s, reply);
+            }
+            Record::CommDestroy { comm } => self.comm_destroy((session, comm)),
+            Record::CommStatus { comm, reply } => {
+                let result = self.comm_status((session, comm));
+                self.answer(session, reply, result);
+            }
+            Record::Exchange { stream, comm, body } => match wire::Exchange::decode(body) {
+                Ok(exchange) => self.exchange(session, stream, comm, &exchange),
+                Err(e) => self.fail(session, Some(stream), None, Fault::param(format!("a collective: {e}"))),
+            },
             Record::Hint(hint) => self.hint(session, &hint),
             Record::HintsRefused { lines } => {
                 self.hints_refused_total = self.hints_refused_total.saturating_add(u64::from(lines));
@@ -434,6 +450,7 @@ impl Core {
         let known = tenant.streams.contains_key(&stream) && tenant.space.resolve(src, dst.len).is_ok();
         let alone = tenant.unordered == 0
             && !self.shares.involves(session)
+            && !self.is_exchanging(session)
             && self.dispatcher.alone_has_operators(StreamKey { session, stream });
         if known && alone && dst.len > 0 {
             self.transfer(session, Transfer::Out { dst, src }, Some(stream), None);

@@ -251,6 +251,7 @@ impl Core {
                 self.transfer(session, Transfer::Word { addr, value }, Some(stream), None);
             }
             Kind::Await { addr, value, until } => self.value_wait(session, stream, addr, value, until),
+            Kind::Exchange(comm, exchange) => self.exchange(session, stream, comm, &exchange),
             Kind::Record(event) => self.inner_item(session, stream, Item::RecordEvent(inner_event(session, event))),
             Kind::Wait(event) => self.inner_item(session, stream, Item::WaitEvent(inner_event(session, event))),
             Kind::FlagSet(flag) => self.flag_item(session, stream, flag, WHAT, Item::SetFlag),
@@ -345,6 +346,14 @@ fn check_addresses(graph: &mut Graph, space: &mut AddressSpace) -> Result<(), Fa
             Kind::Fill { addr, len, .. } => range("aclrtMemsetAsync", *addr, *len)?,
             Kind::Word { addr, .. } => range("aclrtValueWrite", *addr, WORD_BYTES)?,
             Kind::Await { addr, .. } => range("aclrtValueWait", *addr, WORD_BYTES)?,
+            Kind::Exchange(_, exchange) => {
+                for part in &exchange.sends {
+                    range("a collective", part.addr, part.len)?;
+                }
+                for part in &exchange.receives {
+                    range("a collective", part.addr, part.len)?;
+                }
+            }
             Kind::Grouped(_)
             | Kind::Record(_)
             | Kind::Wait(_)

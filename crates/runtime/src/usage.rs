@@ -41,7 +41,7 @@ impl Class {
             OpClass::Matmul => Self::Cube,
             OpClass::Vector => Self::Vector,
             OpClass::Copy => Self::Transfer,
-            OpClass::Communication => Self::Communication,
+            OpClass::Communication | OpClass::Link { .. } => Self::Communication,
         }
     }
 }

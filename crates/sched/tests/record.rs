@@ -91,6 +91,8 @@ fn busy_run(config: PolicyConfig, limits: RecordLimits) -> Dispatcher {
     for kind in [HintKind::Finished, HintKind::Aborted] {
         d.hint(now, 7, &HintInput { request: 3, kind });
     }
+    d.press(now, key(1), true);
+    d.press(now, key(1), false);
     step(&mut d, now);
     d
 }
@@ -103,7 +105,7 @@ fn a_record_survives_its_file_and_replays() {
         assert_eq!(*read.dispatcher().unwrap().policy(), PolicyConfig::named(name));
         let entries: Vec<RecordEntry> = read.entries().unwrap().collect::<Result<_, _>>().unwrap();
         let kinds: std::collections::HashSet<_> = entries.iter().map(std::mem::discriminant).collect();
-        assert_eq!(kinds.len(), 15, "every kind of entry: {kinds:?}");
+        assert_eq!(kinds.len(), 16, "every kind of entry: {kinds:?}");
         let replayed = read.replay().unwrap();
         // One entry is no input.
         assert_eq!((replayed.decisions, replayed.inputs + 8), (7, entries.len() as u64), "{}", name.name());

@@ -31,6 +31,7 @@ mod fork;
 mod futex;
 mod listener;
 mod local;
+pub mod peers;
 mod pinned;
 mod reserve;
 mod server;

@@ -124,6 +124,9 @@ impl Replier {
             | Record::EventTime { reply, .. }
             | Record::EventExport { reply, .. }
             | Record::EventImport { reply, .. }
+            | Record::CommRoot { reply }
+            | Record::CommInit { reply, .. }
+            | Record::CommStatus { reply, .. }
             | Record::GraphEnd { reply, .. } => Some(reply),
             Record::CopyIn { ref source, reply, .. } => {
                 match *source {
@@ -163,6 +166,8 @@ impl Replier {
             | Record::GraphDestroy { .. }
             | Record::ValueWrite { .. }
             | Record::ValueWait { .. }
+            | Record::CommDestroy { .. }
+            | Record::Exchange { .. }
             | Record::Op { .. }
             | Record::Hint(_)
             | Record::HintsRefused { .. } => None,

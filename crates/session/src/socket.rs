@@ -13,8 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 use wire::CONTROL_BYTES_MAX;
 
-/// Most file descriptors in one message.
-pub(crate) const FDS_MAX: usize = 2;
+/// Most file descriptors in one message: the memory of a communicator and everyone's bell.
+pub(crate) const FDS_MAX: usize = 1 + wire::RANKS_MAX;
 
 /// Who is at the other end, as the kernel says.
 #[derive(Clone, Copy, Debug)]

@@ -16,6 +16,7 @@
 pub mod control;
 mod cursor;
 mod error;
+pub mod exchange;
 pub mod hint;
 pub mod limits;
 pub mod op;
@@ -25,6 +26,7 @@ pub mod ring;
 pub mod testing;
 
 pub use error::{DecodeError, EncodeError};
+pub use exchange::Exchange;
 pub use hint::Hint;
 pub use limits::*;
 pub use record::{
@@ -34,4 +36,4 @@ pub use record::{
 pub use reply::Reply;
 
 /// Version of everything in this crate. Client and daemon refuse each other where it differs.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;

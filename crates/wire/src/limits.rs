@@ -43,3 +43,10 @@ pub const NAME_BYTES_MAX: usize = 64;
 
 /// Most bytes of the message of a refusal.
 pub const REFUSAL_BYTES_MAX: usize = 1024;
+
+/// Most processes of one communicator: the devices of two servers' worth of dies in one host.
+pub const RANKS_MAX: usize = 16;
+
+/// Most messages of one [`crate::Exchange`]. A collective needs one each way a rank; batches of point-to-point transfers
+/// are the long ones.
+pub const EXCHANGE_PARTS_MAX: usize = 1024;

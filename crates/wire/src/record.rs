@@ -358,6 +358,35 @@ pub enum Record<'a> {
     GraphDestroy {
         graph: u32,
     },
+    /// A key by which processes of the tenant meet in a communicator (`HcclGetRootInfo`).
+    CommRoot {
+        reply: ReplyTo,
+    },
+    /// Communicator `comm` of the session: the one of `ranks` processes that meet under `key`, this one as `rank`. Answered
+    /// when all have come, or after so many seconds.
+    CommInit {
+        comm: u32,
+        rank: u32,
+        ranks: u32,
+        timeout_s: u32,
+        key: [u64; 4],
+        reply: ReplyTo,
+    },
+    /// The communicator goes when everything that was issued on it is over.
+    CommDestroy {
+        comm: u32,
+    },
+    /// `[1]` while the communicator is whole, an error with the reason once it is not.
+    CommStatus {
+        comm: u32,
+        reply: ReplyTo,
+    },
+    /// Part of a collective, in stream order: `body` is a [`crate::Exchange`].
+    Exchange {
+        stream: u32,
+        comm: u32,
+        body: &'a [u8],
+    },
     Hint(Hint),
     /// So many lines for hints since the last such record were none.
     HintsRefused {

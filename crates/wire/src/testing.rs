@@ -349,6 +349,17 @@ impl<'a> Source<'a> {
                 Record::ValueWait { stream: a, addr: self.address(), value: self.u64(), until }
             }
             61 => Record::HintsRefused { lines: a },
+            62 => Record::CommRoot { reply: self.reply() },
+            63 => {
+                let (ranks, timeout_s) = (self.u32(), self.u32());
+                Record::CommInit { comm: a, rank: b, ranks, timeout_s, key: self.key(), reply: self.reply() }
+            }
+            64 => Record::CommDestroy { comm: a },
+            65 => Record::CommStatus { comm: a, reply: self.reply() },
+            66 => {
+                let len = self.below(64);
+                Record::Exchange { stream: a, comm: b, body: self.bytes(len) }
+            }
             23..=26 => return (Record::OpAnswered { stream: a, reply: self.reply() }, Some(self.call())),
             _ => return (Record::Op { stream: a }, Some(self.call())),
         };
@@ -566,7 +577,7 @@ mod tests {
             tags.insert(encoded_record(&seed)[0]);
             ops.extend(call.map(|c| c.op));
         }
-        assert_eq!(tags.len(), 52);
+        assert_eq!(tags.len(), 57);
         assert!(ops.len() > SIGNATURES.len() / 2, "{} operators", ops.len());
     }
 }

@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod device;
 pub mod event;
 pub mod graph;
+pub mod hccl;
 pub mod host;
 pub mod init;
 pub mod ipc;

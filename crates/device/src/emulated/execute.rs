@@ -69,6 +69,7 @@ impl Executor {
             Command::CopyOut { dst, src } => hbm.copy_out(dst, *src).map_err(bounds),
             Command::CopyDevice { dst, src, len } => hbm.copy_within(*dst, *src, *len).map_err(bounds),
             Command::Fill { addr, len, value } => hbm.fill(*addr, *len, *value).map_err(bounds),
+            Command::Combine(c) => super::combine::run(c, hbm).map_err(bounds),
         }
         .map(|()| None)
     }

@@ -14,6 +14,7 @@
 //! results, nothing else; and the caller's thread changes what windows show ([`mapping`]) while no command names them.
 
 mod aperture;
+mod combine;
 mod execute;
 mod hbm;
 mod kernels;
@@ -198,6 +199,7 @@ fn without_computing(cmd: &mut Command, total: u64, aperture: &Aperture) -> Resu
         }
         Command::CopyDevice { dst, src, len } => check(*dst, *len).and_then(|()| check(*src, *len)),
         Command::Fill { addr, len, .. } => check(*addr, *len),
+        Command::Combine(c) => check(c.dst, c.len).and_then(|()| check(c.own, c.len)),
     }
     .map(|()| None)
 }

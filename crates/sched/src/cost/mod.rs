@@ -33,8 +33,13 @@ pub enum OpClass {
     Vector,
     /// A transfer between host and device: [`Work::hbm_bytes`] also cross the host link.
     Copy,
-    /// A collective.
+    /// A collective that is one operator.
     Communication,
+    /// Bytes for other devices: [`Work::hbm_bytes`] also cross the link between devices. The first of a collective `opens`.
+    Link {
+        /// Begins a collective.
+        opens: bool,
+    },
 }
 
 /// What one operator asks of the device, independent of which device.
@@ -54,6 +59,17 @@ impl Work {
     /// A transfer of `bytes` between host and device.
     pub fn host_copy(bytes: u64) -> Self {
         Self { hbm_bytes: bytes as f64, class: OpClass::Copy, ..Self::default() }
+    }
+
+    /// A transfer of `bytes` to another device.
+    pub fn link(bytes: u64, opens: bool) -> Self {
+        Self { hbm_bytes: bytes as f64, class: OpClass::Link { opens }, ..Self::default() }
+    }
+
+    /// A reduction of `pieces` pieces of `bytes` to one, `elements` elements each.
+    pub fn combine(pieces: u64, bytes: u64, elements: u64) -> Self {
+        let (read, folded) = ((pieces * bytes) as f64, ((pieces - 1) * elements) as f64);
+        Self { vector_flops: folded, hbm_bytes: read + bytes as f64, ..Self::default() }
     }
 
     /// A copy of `bytes` within the device: read once, written once.

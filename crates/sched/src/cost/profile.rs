@@ -31,6 +31,9 @@ pub struct Profile {
     pub hbm_bytes_per_s: f64,
     /// Bytes/s of the host link one way. A judgement (what a PCIe 4.0 ×16 link sustains); no source gives Ascend's.
     pub host_link_bytes_per_s: f64,
+    /// Bytes/s that a die sends to all other dies of its machine together: the HCCS mesh of an A2 server as msmodeling publishes
+    /// it. Two dies are given all of it, which is a judgement in their favour.
+    pub peer_link_bytes_per_s: f64,
     /// Reachable part of the peak FLOP/s.
     pub compute_efficiency: f64,
     /// Reachable part of the peak bandwidth.
@@ -79,6 +82,7 @@ const fn profile(
         vector_flops_per_s: vector_tflops * 1e12,
         hbm_bytes_per_s: hbm_tb_per_s * 1e12,
         host_link_bytes_per_s: 25e9,
+        peer_link_bytes_per_s: 196e9 * 0.7,
         compute_efficiency: 0.7,
         memory_efficiency: 0.6,
         static_matmul_s: 5e-6,
@@ -116,6 +120,10 @@ impl Profile {
             OpClass::Matmul => self.static_matmul_s,
             OpClass::Vector => self.static_vector_s,
             OpClass::Communication => self.static_communication_s,
+            OpClass::Link { opens } => {
+                let open = if opens { self.static_communication_s } else { 0.0 };
+                open + work.hbm_bytes / self.peer_link_bytes_per_s
+            }
             OpClass::Copy => self.static_vector_s + work.hbm_bytes / self.host_link_bytes_per_s,
         };
         Demand { cube, vector, hbm, static_s, solo_s: cube.max(vector).max(hbm) + static_s }

@@ -406,4 +406,7 @@ fn static_cost_depends_on_the_class() {
     }
     // 25 MB over a 25 GB/s link.
     assert_eq!(p.solo(&Work::host_copy(25_000_000)) / 1000, 1002 + 26, "link and HBM");
+    // 13.72 MB over 137.2 GB/s; HBM at 0.96 TB/s; 10 µs to begin a collective, once.
+    assert_eq!(p.solo(&Work::link(13_720_000, true)) / 1000, 100 + 14 + 10);
+    assert_eq!(p.solo(&Work::link(13_720_000, false)) / 1000, 100 + 14);
 }

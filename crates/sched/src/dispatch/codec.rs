@@ -232,6 +232,12 @@ impl Writer {
                 self.put_time(*now);
                 self.flag(*flag);
             }
+            Entry::Press(now, key, on) => {
+                self.whole(18);
+                self.put_time(*now);
+                self.stream(*key);
+                self.whole((*on).into());
+            }
             Entry::SetPolicy(config) => {
                 self.whole(13);
                 self.policy(config);
@@ -445,6 +451,7 @@ impl<'a> Reader<'a> {
                 Entry::SetTenant(tenant, TenantParams { weight, priority, window })
             }
             17 => Entry::RemoveTenant(self.narrow()?),
+            18 => Entry::Press(self.time()?, self.stream()?, self.whole()? != 0),
             _ => return self.wrong("a kind of entry"),
         })
     }

@@ -22,6 +22,7 @@ mod events;
 mod flags;
 mod holds;
 mod lifetime;
+mod press;
 mod record;
 mod release;
 mod replay;
@@ -101,6 +102,8 @@ pub struct Dispatcher {
     awaited: Vec<usize>,
     /// Answered waiters that no step has handed out yet.
     done: Vec<Token>,
+    /// Streams that other devices wait for.
+    pressed: Vec<usize>,
     /// Streams to look at again.
     work: Vec<usize>,
     items: usize,
@@ -137,6 +140,7 @@ impl Dispatcher {
             fences_minted: 0,
             awaited: Vec::new(),
             done: Vec::new(),
+            pressed: Vec::new(),
             work: Vec::new(),
             items: 0,
             wake: None,
@@ -328,6 +332,9 @@ impl Dispatcher {
         let before = out.len();
         self.stats.done += self.done.len() as u64;
         out.extend(self.done.drain(..).map(|token| Action::Done { token }));
+        while let Some(choice) = self.next_pressed() {
+            self.submit(now, choice, out);
+        }
         while let Some(choice) = self.choose(now) {
             if !self.submit(now, choice, out) {
                 debug_assert!(false, "the policy chose a stream that is not ready");

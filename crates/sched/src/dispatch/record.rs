@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// First bytes of a record.
 pub(super) const MAGIC: &[u8] = b"vnpurec";
 /// The layout's version, the byte behind [`MAGIC`].
-pub(super) const VERSION: u8 = b'2';
+pub(super) const VERSION: u8 = b'3';
 /// Tells builds apart whose saved states differ.
 pub(super) const BUILD: &str = env!("SCHED_SOURCES");
 /// Pieces of the ring: forgetting one loses an eighth.
@@ -48,6 +48,8 @@ pub enum Entry {
     DestroyEvent(EventKey),
     /// [`Dispatcher::release_flag`].
     ReleaseFlag(Nanos, FlagKey),
+    /// [`Dispatcher::press`].
+    Press(Nanos, StreamKey, bool),
     /// [`Dispatcher::notify_device`].
     NotifyDevice(Nanos, u64, Token),
     /// [`Dispatcher::complete`].

@@ -222,6 +222,7 @@ impl Dispatcher {
             Entry::NotifyEvent(now, event, token) => self.notify_event(now, event, token),
             Entry::DestroyEvent(event) => self.destroy_event(event),
             Entry::ReleaseFlag(now, flag) => self.release_flag(now, flag),
+            Entry::Press(now, key, on) => self.press(now, key, on),
             Entry::NotifyDevice(now, session, token) => self.notify_device(now, session, token),
             Entry::Complete(now, token) => self.complete(now, token),
             Entry::Hint(now, session, hint) => self.hint(now, session, &hint),
@@ -243,6 +244,7 @@ impl Entry {
             | Self::Push(now, ..)
             | Self::NotifyEvent(now, ..)
             | Self::ReleaseFlag(now, _)
+            | Self::Press(now, ..)
             | Self::NotifyDevice(now, ..)
             | Self::Complete(now, _)
             | Self::Hint(now, ..)

@@ -149,6 +149,7 @@ impl Dispatcher {
                 session.streams.retain(|&s| s != index);
             }
             self.policy.closed(index);
+            self.pressed.retain(|&i| i != index);
             self.free.push(index);
         }
     }

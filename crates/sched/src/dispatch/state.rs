@@ -26,7 +26,7 @@ pub(crate) fn sorted<K: Serialize + Ord, V: Serialize, S: Serializer>(
 }
 
 type Tables = (HashMap<u64, Session>, HashMap<StreamKey, usize>, HashMap<Token, (usize, u64)>, HashMap<u64, Fence>);
-type Lists = (Vec<Option<Stream>>, Vec<usize>, Vec<usize>, Vec<usize>, Vec<Token>, Vec<usize>);
+type Lists = (Vec<Option<Stream>>, Vec<usize>, Vec<usize>, Vec<usize>, Vec<Token>, Vec<usize>, Vec<usize>);
 type Objects = (Events, Flags, Stats, Option<Learner>, Vec<u8>, Tenancy);
 type Numbers = (Nanos, u64, u64, usize, Option<Nanos>);
 
@@ -35,9 +35,9 @@ impl Dispatcher {
         fn ordered<K: Ord, V>(map: &HashMap<K, V>) -> BTreeMap<&K, &V> {
             map.iter().collect()
         }
-        let Self { sessions, keys, flying, fences, streams, free, ready, awaited, done, work, .. } = self;
+        let Self { sessions, keys, flying, fences, streams, free, ready, awaited, done, pressed, work, .. } = self;
         let tables = (ordered(sessions), ordered(keys), ordered(flying), ordered(fences));
-        let lists = (streams, free, ready, awaited, done, work);
+        let lists = (streams, free, ready, awaited, done, pressed, work);
         let objects = (&self.events, &self.flags, &self.stats, &self.meter, self.policy.save(), &self.tenancy);
         let numbers = (self.now, self.seq, self.fences_minted, self.items, self.wake);
         // Fails for collections of unknown length only, of which there are none.
@@ -49,7 +49,7 @@ impl Dispatcher {
         let (config, limits, tables, lists, objects, numbers) =
             postcard::from_bytes::<(PolicyConfig, Limits, Tables, Lists, Objects, Numbers)>(bytes)?;
         let (sessions, keys, flying, fences) = tables;
-        let (streams, free, ready, awaited, done, work) = lists;
+        let (streams, free, ready, awaited, done, pressed, work) = lists;
         let (events, flags, stats, meter, state, tenancy) = objects;
         let (now, seq, fences_minted, items, wake) = numbers;
         let policy = policy::restore(&config, &state)?;
@@ -65,6 +65,7 @@ impl Dispatcher {
             ready,
             awaited,
             done,
+            pressed,
             work,
             events,
             flags,

@@ -48,7 +48,7 @@ impl Default for SessionParams {
 pub struct Label(u16);
 
 impl Label {
-    const NAMES: [&str; 6] = ["operator", "copy to device", "copy to host", "copy", "fill", "step"];
+    const NAMES: [&str; 7] = ["operator", "copy to device", "copy to host", "copy", "fill", "step", "collective"];
     /// A copy from host memory.
     pub const COPY_IN: Self = Self(1);
     /// A copy to host memory.
@@ -59,6 +59,9 @@ impl Label {
     pub const FILL: Self = Self(4);
     /// A step of a model, handed over as one.
     pub const STEP: Self = Self(5);
+
+    /// Part of a collective: bytes for other devices, or from them.
+    pub const COLLECTIVE: Self = Self(6);
 
     /// An operator.
     pub const fn op(op: OpId) -> Self {

@@ -107,6 +107,11 @@ records! {
     77 ValueWrite { stream addr value }
     78 ValueWait { stream addr value until }
     79 HintsRefused { lines }
+    80 CommRoot { reply }
+    81 CommInit { comm rank ranks timeout_s key reply }
+    82 CommDestroy { comm }
+    83 CommStatus { comm reply }
+    84 Exchange { stream comm body }
 }
 
 /// Appends `record`; `call` goes with [`Record::Op`] and [`Record::OpAnswered`] and with nothing else.
@@ -285,12 +290,12 @@ impl Field<'_> for ValueCondition {
     }
 }
 
-/// The bytes of a node; they end the record.
+/// The bytes of a node or of an exchange; they end the record.
 impl<'a> Field<'a> for &'a [u8] {
     fn put(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let (count, max) = (self.len(), GRAPH_NODE_BYTES_MAX);
         if count > max {
-            return Err(EncodeError::TooMany { what: "bytes of a graph's node", count, max });
+            return Err(EncodeError::TooMany { what: "bytes of a record's body", count, max });
         }
         out.extend_from_slice(self);
         Ok(())
@@ -299,7 +304,7 @@ impl<'a> Field<'a> for &'a [u8] {
     fn take(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let (count, max) = (r.left(), GRAPH_NODE_BYTES_MAX);
         if count > max {
-            return Err(DecodeError::TooMany { what: "bytes of a graph's node", count, max });
+            return Err(DecodeError::TooMany { what: "bytes of a record's body", count, max });
         }
         r.take(count)
     }
