@@ -60,15 +60,17 @@ fn run(benches: &mut [Bench; 2], step: Nanos, mut done: impl FnMut(&mut [Bench; 
 #[test]
 fn both_ranks_get_the_sum_in_stream_order() {
     let mut benches = two(FUNCTIONAL, "passthrough");
-    // Several chunks, the last one not full.
-    let elements = 5 * CHUNK_BYTES as usize / 8 + 3;
-    let len = 4 * elements as u64;
+    // More chunks than there are slots, the last one not full.
+    let len = 5 * CHUNK_BYTES + 12;
+    let places = [0, CHUNK_BYTES - 4, 3 * CHUNK_BYTES, len - 4];
     let mut memory = [0; 2];
     for (rank, bench) in benches.iter_mut().enumerate() {
         let addr = bench.malloc(0, len);
-        for (i, chunk) in (0..elements).collect::<Vec<_>>().chunks(256).enumerate() {
-            let values: Vec<u8> = chunk.iter().flat_map(|&e| (e as f32 + 0.5 * rank as f32).to_le_bytes()).collect();
-            assert_eq!(bench.write(0, addr + 1024 * i as u64, &values).status, 0);
+        bench.post(0, &Record::Memset { addr, len, value: 0x40, stream: Some(1), reply: None });
+        assert_eq!(bench.sync(0, 1).status, 0);
+        for at in places {
+            let value = at as f32 + 0.5 * rank as f32;
+            assert_eq!(bench.write(0, addr + at, &value.to_le_bytes()).status, 0);
         }
         // Twice: the second needs what the first has written.
         for _ in 0..2 {
@@ -81,11 +83,17 @@ fn both_ranks_get_the_sum_in_stream_order() {
     run(&mut benches, 1000, |b| b.iter_mut().all(|b| is_idle(b, 1)));
     let [a, b] = [0, 1].map(|rank| benches[rank].read(0, memory[rank], len).unwrap());
     assert!(a == b, "the same bits");
-    let at = |i: usize| f32::from_le_bytes(a[4 * i..4 * i + 4].try_into().unwrap());
-    for i in [0, 1, 1000, elements - 1] {
-        assert_eq!(at(i), 2.0 * (2.0 * i as f32 + 0.5));
+    let at = |at: u64| f32::from_le_bytes(a[at as usize..][..4].try_into().unwrap());
+    for place in places {
+        assert_eq!(at(place), 2.0 * (2.0 * place as f32 + 0.5));
     }
+    assert_eq!(at(4 * CHUNK_BYTES), 4.0 * f32::from_le_bytes([0x40; 4]), "and what lies between");
     assert_eq!(benches[0].free_bytes(), benches[1].free_bytes());
+    for (bench, addr) in benches.iter_mut().zip(memory) {
+        assert_eq!(bench.device_sync(0).status, 0);
+        assert_eq!(bench.free(0, addr).status, 0);
+        assert_eq!(bench.core.device().memory().free, bench.core.device().memory().total, "nothing is held");
+    }
 }
 
 #[test]

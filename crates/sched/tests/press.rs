@@ -24,7 +24,7 @@ fn op(token: Token) -> Item {
 fn dispatcher() -> Dispatcher {
     let mut d = Dispatcher::new(PolicyConfig::named(PolicyName::Priority), Limits::default());
     for (session, priority) in [(FIRST, 9), (SECOND, 0)] {
-        d.open_session(session, SessionParams { weight: 1, priority }).unwrap();
+        d.open_session(session, SessionParams { priority, ..SessionParams::default() }).unwrap();
         d.open_stream(key(session, 1), 0).unwrap();
         d.open_stream(key(session, 2), 0).unwrap();
     }
