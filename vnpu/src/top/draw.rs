@@ -92,6 +92,22 @@ fn right(text: String) -> Cell<'static> {
     Cell::from(Line::from(text).right_aligned())
 }
 
+/// A table of the columns that have room for their width, from the left: a figure without its first digit would be another.
+fn table(frame: &mut Frame<'_>, area: Rect, titles: &[&'static str], widths: &[u16], rows: Vec<Vec<Cell<'static>>>) {
+    let mut used = 0;
+    let fits = |width: &&u16| {
+        used += **width + 1;
+        used <= area.width + 1
+    };
+    let columns = widths.iter().take_while(fits).count();
+    let rows = rows.into_iter().map(|cells| Row::new(cells.into_iter().take(columns)));
+    let widths = widths[..columns].iter().map(|&w| Constraint::Length(w));
+    frame.render_widget(
+        Table::new(rows, widths).header(head(titles[..columns].iter().copied())).column_spacing(1),
+        area,
+    );
+}
+
 /// Draws the selected daemon; all of them in a line each if there are several.
 pub fn draw(frame: &mut Frame<'_>, views: &[View], selected: usize, asking: &Asking, message: &str) {
     let Some(view) = views.get(selected) else { return };
@@ -180,18 +196,17 @@ fn shown(p: &PhaseRow) -> bool {
 
 fn phase_table(frame: &mut Frame<'_>, area: Rect, v: &View) {
     let rows = v.phases.iter().filter(|p| shown(p)).map(|p| {
-        Row::new(vec![
+        vec![
             Cell::from(p.phase.clone()).style(Style::new().fg(phase_colour(&p.phase)).bold()),
             right(p.in_flight.to_string()),
             right(p.queued.to_string()),
             right(count(p.operators_per_s)),
             right(percent(p.device)),
             right(percent(p.held)),
-        ])
+        ]
     });
-    let widths = [10, 10, 10, 14, 10, 10].map(Constraint::Length);
     let titles = ["phase", " on device", "    queued", "   operators/s", "    device", "      held"];
-    frame.render_widget(Table::new(rows, widths).header(head(titles)).column_spacing(1), area);
+    table(frame, area, &titles, &[10, 10, 10, 14, 10, 10], rows.collect());
 }
 
 fn requests(frame: &mut Frame<'_>, area: Rect, v: &View) {
@@ -217,18 +232,17 @@ fn hold_table(frame: &mut Frame<'_>, area: Rect, v: &View) {
     holds.sort_by(|a, b| b.time.total_cmp(&a.time));
     let rows = holds.into_iter().map(|h| {
         let now = if h.now > 0 { right(h.now.to_string()).style(Style::new().red().bold()) } else { right("-".into()) };
-        Row::new(vec![
+        vec![
             Cell::from(h.reason.clone()),
             now,
             right(count(h.per_s)),
             right(percent(h.time)),
             right(millis(Some(h.longest_ms))),
             right(h.expired.to_string()),
-        ])
+        ]
     });
-    let widths = [17, 5, 9, 9, 13, 10].map(Constraint::Length);
     let titles = ["held back because", "  now", "    per s", "     time", "   longest ms", "   expired"];
-    frame.render_widget(Table::new(rows, widths).header(head(titles)).column_spacing(1), area);
+    table(frame, area, &titles, &[17, 5, 9, 9, 13, 10], rows.collect());
 }
 
 fn session_table(frame: &mut Frame<'_>, area: Rect, v: &View) {
@@ -253,7 +267,7 @@ fn session_table(frame: &mut Frame<'_>, area: Rect, v: &View) {
                 right(millis(s.requests.tpot_p50_ms)),
             ]);
         }
-        Row::new(cells)
+        cells
     });
     let mut widths = vec![4, 7, 14, 9, 6, 8, 8, 16];
     let mut titles = vec!["sess", "    pid", "process", "   memory", "queued", "pre op/s", "dec op/s", "held because"];
@@ -262,8 +276,7 @@ fn session_table(frame: &mut Frame<'_>, area: Rect, v: &View) {
         titles.extend(["on device", "r. tr./s", "TTFT ms", "TPOT ms"]);
         widths[2] = 22;
     }
-    let table = Table::new(rows, widths.into_iter().map(Constraint::Length)).header(head(titles)).column_spacing(1);
-    frame.render_widget(table, area);
+    table(frame, area, &titles, &widths, rows.collect());
 }
 
 fn ask(frame: &mut Frame<'_>, area: Rect, asking: &Asking, view: &View) {
@@ -396,6 +409,18 @@ mod tests {
         assert!(text.contains("7  phase") && text.contains("policy of 127.0.0.1:9400"), "{text}");
         let text = rendered(80, 24, &[busy()], &Asking::Confirm("fifo".into())).join("\n");
         assert!(text.contains("phase → fifo") && text.contains("y  change it"), "{text}");
+    }
+
+    #[test]
+    fn narrow_terminals_show_fewer_figures_and_none_in_part() {
+        let lines = rendered(60, 24, &[busy()], &Asking::Nothing);
+        let cells = |word: &str| {
+            let line = lines.iter().find(|l| l.contains(word)).unwrap_or_else(|| panic!("{word}: {lines:?}"));
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(cells("41234"), ["1", "41234", "engine", "41.0", "GiB", "2048", "0"]);
+        assert_eq!(cells("prefill  "), ["prefill", "1", "341", "12k", "61", "%"]);
+        assert_eq!(cells("decode_due"), ["decode_due", "1", "3.2", "10", "%", "91"]);
     }
 
     #[test]

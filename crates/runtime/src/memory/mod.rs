@@ -389,7 +389,20 @@ impl AddressSpace {
     ///
     /// # Errors
     /// Nothing that is mapped holds the whole access.
+    #[inline]
     pub fn resolve(&mut self, addr: u64, len: u64) -> Result<Resolved, BoundsError> {
+        // Mostly the block of the tensor before.
+        if let Some((slot, block)) = self.last_hit.map(|slot| (slot, &self.blocks[slot as usize]))
+            && block.holds(addr)
+            && len <= block.size - (addr - block.start)
+        {
+            let physical = PhysAddr(block.physical.0 + (addr - block.start));
+            return Ok(Resolved { block: BlockId::Block(slot), physical });
+        }
+        self.resolve_anew(addr, len)
+    }
+
+    fn resolve_anew(&mut self, addr: u64, len: u64) -> Result<Resolved, BoundsError> {
         if let Some((start, end, slot)) = self.last_stretch
             && addr >= start
             && addr < end
