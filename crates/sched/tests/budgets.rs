@@ -115,3 +115,14 @@ proptest! {
         }
     }
 }
+
+/// The property of one engine, with dispatchers that do not have it. The bound beside wrong predictions is so wide that few of these
+/// loads have the prompts to break it.
+#[test]
+fn broken_dispatchers_are_noticed() {
+    use virtual_time::faulty::{Fault, all_noticed};
+    all_noticed(&[(
+        requests_keep_their_budgets,
+        &[(Fault::IgnoresInterval, "late by"), (Fault::IgnoresPolicy, "late by")],
+    )]);
+}

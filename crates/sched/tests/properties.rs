@@ -262,25 +262,45 @@ fn random_programs_reach_every_rule() {
     }
 }
 
-/// The semantics, with dispatchers that do not keep them.
+/// Each property, with dispatchers that do not have it.
 #[test]
 fn broken_dispatchers_are_noticed() {
     use virtual_time::faulty::{Fault, all_noticed};
-    all_noticed(&[(
-        semantics_hold_under_every_policy,
-        &[
-            (Fault::SwapsOperators, "out of order"),
-            (Fault::ForgetsWaits, "passed a wait"),
-            (Fault::ForgetsResets, ""),
-            (Fault::ForgetsSecondRecords, "passed a wait"),
-            (Fault::AnswersAtOnce, "is answered when its work has completed"),
-            (Fault::LooksAtOneStream, "is answered when its work has completed"),
-            (Fault::LosesAnswers, "never went on"),
-            (Fault::LosesCompletions, ""),
-            (Fault::StartsTwice, "submitted twice"),
-            (Fault::SleepsIn, "the device idles beside"),
-            (Fault::IdlesForLong, "idles until"),
-            (Fault::HoldsForLong, "look at"),
-        ],
-    )]);
+    all_noticed(&[
+        (
+            semantics_hold_under_every_policy,
+            &[
+                (Fault::SwapsOperators, "out of order"),
+                (Fault::ForgetsWaits, "passed a wait"),
+                (Fault::ForgetsResets, ""),
+                (Fault::ForgetsSecondRecords, "passed a wait"),
+                (Fault::AnswersAtOnce, "is answered when its work has completed"),
+                (Fault::LooksAtOneStream, "is answered when its work has completed"),
+                (Fault::LosesAnswers, "never went on"),
+                (Fault::LosesCompletions, ""),
+                (Fault::StartsTwice, "submitted twice"),
+                (Fault::SleepsIn, "the device idles beside"),
+                (Fault::IdlesForLong, "idles until"),
+                (Fault::HoldsForLong, "look at"),
+            ],
+        ),
+        (
+            estimates_wrong_by_a_factor_of_two_break_nothing,
+            &[(Fault::TrustsEstimates, "is answered when its work has completed"), (Fault::HoldsForLong, "look at")],
+        ),
+        (
+            a_death_frees_everything_and_leaves_neighbours_going,
+            &[(Fault::IgnoresDeaths, ""), (Fault::KillsNeighbours, "")],
+        ),
+        (same_inputs_give_the_same_decisions, &[(Fault::Moody, "recording changes nothing")]),
+        (what_must_not_run_side_by_side_does_not, &[(Fault::IgnoresPolicy, "beside")]),
+        (
+            policies_may_change_at_any_time,
+            &[
+                (Fault::SwapsOperators, "out of order"),
+                (Fault::HoldsForLong, "look at"),
+                (Fault::SleepsIn, "the device idles beside"),
+            ],
+        ),
+    ]);
 }

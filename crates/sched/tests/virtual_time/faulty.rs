@@ -74,6 +74,8 @@ pub struct Faulty {
     /// Estimated end of everything pushed so far, by stream; what is answered then.
     ends: HashMap<StreamKey, Nanos>,
     by_estimate: Vec<(Nanos, Token)>,
+    /// Answered by then: the real answer comes too late.
+    early: Vec<Token>,
 }
 
 thread_local! {
@@ -135,6 +137,7 @@ impl Faulty {
             sessions: Vec::new(),
             ends: HashMap::new(),
             by_estimate: Vec::new(),
+            early: Vec::new(),
         }
     }
 
@@ -233,18 +236,15 @@ impl Faulty {
                 out.extend(start.filter(|_| self.calls.is_multiple_of(5)));
             }
             Some(Fault::TrustsEstimates) => {
-                // Those that should have ended, and those that had before anybody thought so.
-                let due: Vec<Token> = self.by_estimate.iter().filter(|(at, _)| *at <= now).map(|w| w.1).collect();
-                self.by_estimate.retain(|(at, _)| *at > now);
                 out.retain(|a| match a {
-                    Action::Done { token } => {
-                        let waits = self.by_estimate.iter().any(|(_, t)| t == token);
-                        self.by_estimate.retain(|(_, t)| t != token);
-                        waits
-                    }
+                    Action::Done { token } => !self.early.contains(token),
                     Action::Submit { .. } => true,
                 });
-                out.extend(due.into_iter().map(|token| Action::Done { token }));
+                self.by_estimate.retain(|(_, t)| !out.contains(&Action::Done { token: *t }));
+                let due: Vec<Token> = self.by_estimate.iter().filter(|(at, _)| *at <= now).map(|w| w.1).collect();
+                self.by_estimate.retain(|(at, _)| *at > now);
+                out.extend(due.iter().map(|&token| Action::Done { token }));
+                self.early.extend(due);
             }
             _ => {}
         }
