@@ -2,6 +2,7 @@
 //!
 //! The tests themselves stand in `tests/tests/`; each starts the real programs, as built by `cargo build --release`.
 
+pub mod browser;
 pub mod dashboards;
 pub mod docs;
 pub mod metrics;

@@ -1,10 +1,10 @@
 //! The console: what its listener answers, and the page in a real browser, narrow and wide, light and dark.
 
-use std::path::Path;
-use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use stack::{Daemon, Gateway, Http, Via};
+use system_tests::browser::Browser;
 use system_tests::{FUNCTIONAL, MODEL, tiny_engine, wait_for};
 
 const KEY: &str = "key-of-search";
@@ -133,30 +133,13 @@ fn everyone_hears_the_same_and_too_many_are_refused() {
     wait_for("a place", || listen().1.ends_with("200"));
 }
 
-/// The page's document after some events, and what the browser said.
-fn browse(admin: &Http, (width, height): (u32, u32), dark: bool, picture: &Path) -> (String, String) {
-    let profile = stack::scratch().unwrap();
-    let mut command = Command::new("chromium");
-    command.args([
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--no-first-run",
-        "--disable-dev-shm-usage",
-    ]);
-    // Whoever asks for anything from elsewhere fails, and says so.
-    command.args(["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--enable-logging=stderr", "--v=0"]);
-    command.arg(format!("--window-size={width},{height}")).arg(format!("--user-data-dir={}", profile.path().display()));
-    if dark {
-        command.args(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]);
+/// Ends the load, however the test ends.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
-    command.arg(format!("--screenshot={}", picture.display()));
-    // The stream never ends: the page is taken as it is then.
-    command.args(["--dump-dom", "--timeout=6500"]).arg(format!("{}/console", admin.url()));
-    let out = command.output().expect("`chromium` is missing: `./x test` installs it, or `apt-get install chromium`");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    (String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
 #[test]
@@ -164,42 +147,47 @@ fn the_page_works_in_a_browser_wide_and_narrow_light_and_dark() {
     let stack = start(true);
     let pictures = stack::source_root().unwrap().join("target/console");
     std::fs::create_dir_all(&pictures).unwrap();
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let http = Http::new(stack.gateway.http.url()).with_header("authorization", &format!("Bearer {KEY}"));
-            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+            while !over.load(Ordering::Relaxed) {
                 let body = json!({ "model": MODEL, "prompt": [1, 2, 3, 4], "max_tokens": 40, "ignore_eos": true });
-                http.post_json("/v1/completions", &body).unwrap();
+                http.stream("/v1/completions", &body).unwrap().for_each(|event| drop(event.unwrap()));
             }
         });
-        let pages =
-            [((1360, 1500), false, "wide-light"), ((390, 2600), true, "narrow-dark")].map(|(size, dark, name)| {
-                let picture = pictures.join(format!("{name}.png"));
-                let (page, said) = browse(&stack.admin, size, dark, &picture);
-                (name, page, said, std::fs::metadata(picture).map_or(0, |m| m.len()))
-            });
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        for (name, page, said, bytes) in pages {
-            let complaints: Vec<&str> = said.lines().filter(|line| line.contains("CONSOLE")).collect();
-            assert!(complaints.is_empty(), "{name}: {complaints:#?}");
-            let events =
-                page.split("data-events=\"").nth(1).and_then(|rest| rest.split('"').next()?.parse::<u32>().ok());
-            assert!(events.is_some_and(|n| n >= 3), "{name}: {events:?} events\n{page}");
+        let _ended = Ended(&over);
+        for (size, dark, name) in [((1360, 1500), false, "wide-light"), ((390, 2600), true, "narrow-dark")] {
+            let mut browser = Browser::start().unwrap();
+            browser.go(&format!("{}/console", stack.admin.url()), size, dark).unwrap();
+            browser.wait_for("Number(document.documentElement?.dataset.events) >= 8").unwrap();
+            std::fs::write(pictures.join(format!("{name}.png")), browser.picture().unwrap()).unwrap();
+            let page = browser.value("document.documentElement.outerHTML").unwrap();
+            let page = page.as_str().unwrap();
             // A stranger's name is text, in both tables.
-            assert_eq!(
-                page.matches("&lt;img src=x onerror=console.error(document.domain)&gt;").count(),
-                2,
-                "{name}: {page}"
-            );
-            assert!(!page.contains("<img src=\"x\"") && !page.contains("<img src=x"), "{name}");
-            for words in
-                ["emulated Ascend910B3, functional", "class=\"live on\"", "Device time, last two minutes", "tokens/s"]
-            {
+            let shown = "&lt;img src=x onerror=console.error(document.domain)&gt;";
+            assert_eq!(page.matches(shown).count(), 2, "{name}: {page}");
+            assert_eq!(browser.value("document.querySelectorAll('img').length").unwrap(), 1, "{name}: the icon alone");
+            for words in [
+                "emulated Ascend910B3, functional",
+                "class=\"live on\"",
+                "Device time, last two minutes",
+                "tokens/s",
+                "The daemon does not answer",
+            ] {
                 assert!(page.contains(words), "{name}: {words} in {page}");
             }
-            assert!(page.contains("The daemon does not answer"), "{name}: the other daemon's problem is shown");
-            assert!(bytes > 20_000, "{name}: a picture of {bytes} bytes");
+            let wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
+            assert_eq!(browser.value(wider).unwrap(), 0, "{name}: nothing is wider than the window");
+            let ground = browser.value("getComputedStyle(document.body).backgroundColor").unwrap();
+            assert_eq!(ground, if dark { "rgb(16, 19, 24)" } else { "rgb(245, 246, 248)" }, "{name}");
+            assert!(
+                !page.contains("no first tokens") && !page.contains("no answers"),
+                "{name}: streams have both: {page}"
+            );
+            assert!(browser.complaints.is_empty(), "{name}: {:#?}", browser.complaints);
+            let foreign: Vec<_> = browser.asked.iter().filter(|url| !url.starts_with(stack.admin.url())).collect();
+            assert!(foreign.is_empty() && browser.asked.len() >= 4, "{name}: {:?}", browser.asked);
         }
     });
 }
