@@ -126,7 +126,7 @@ mod tests {
         run(&Combine { dst: at(64), own: at(64), place, others, len, element, fold }, &mut hbm).unwrap();
         let mut out = HostBytes::owned(vec![0; len as usize]);
         hbm.copy_out(&mut out, at(64)).unwrap();
-        bytemuck::pod_collect_to_vec(out.as_owned().unwrap())
+        out.as_owned().unwrap().chunks_exact(size_of::<E>()).map(bytemuck::pod_read_unaligned).collect()
     }
 
     #[test]
