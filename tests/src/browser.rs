@@ -197,7 +197,7 @@ fn read(socket: &mut TcpStream) -> Result<Vec<u8>> {
         let mut payload = vec![0; len as usize];
         socket.read_exact(&mut payload)?;
         match head[0] & 0x0f {
-            0 | 1 | 2 => message.extend(payload),
+            0..=2 => message.extend(payload),
             8 => bail!("the browser closed its socket"),
             _ => continue,
         }

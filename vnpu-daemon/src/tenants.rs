@@ -45,9 +45,12 @@ pub struct Doors {
     inner: Arc<Inner>,
 }
 
+/// Makes the listener of one socket.
+type Make = Box<dyn Fn(&Path) -> std::io::Result<Listener> + Send + Sync>;
+
 struct Inner {
     dir: Option<PathBuf>,
-    make: Box<dyn Fn(&Path) -> std::io::Result<Listener> + Send + Sync>,
+    make: Make,
     handle: DeviceHandle,
     watch: Watch,
     failed: mpsc::Sender<anyhow::Error>,

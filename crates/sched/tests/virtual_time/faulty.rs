@@ -112,8 +112,11 @@ pub fn noticed(fault: Fault, property: fn()) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
 }
 
-/// Each property against faults that it must notice, and a part of what it must say of each.
-pub fn all_noticed(table: &[(fn(), &[(Fault, &str)])]) {
+/// A property, and faults that it must notice with a part of what it must say of each.
+pub type Noticed<'a> = (fn(), &'a [(Fault, &'a str)]);
+
+/// Each property against its faults.
+pub fn all_noticed(table: &[Noticed<'_>]) {
     for (property, faults) in table {
         for &(fault, says) in *faults {
             let said = noticed(fault, *property);
@@ -197,7 +200,7 @@ impl Faulty {
     }
 
     pub fn hint(&mut self, now: Nanos, session: u64, hint: &HintInput) {
-        if !(self.has(Fault::IgnoresTokens) && !matches!(hint.kind, HintKind::Admitted { .. })) {
+        if !self.has(Fault::IgnoresTokens) || matches!(hint.kind, HintKind::Admitted { .. }) {
             self.inner.hint(now, session, hint);
         }
     }

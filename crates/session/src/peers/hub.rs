@@ -39,13 +39,16 @@ struct Made {
     bells: Vec<OwnedFd>,
 }
 
+/// Groups by key, each with the order in which it was handed out.
+type Groups = BTreeMap<Key, (u64, Group)>;
+
 struct Inner {
     dir: PathBuf,
     path: PathBuf,
     id: u64,
     doorbell: Doorbell,
-    /// With the order in which they were handed out.
-    groups: Mutex<(u64, BTreeMap<Key, (u64, Group)>)>,
+    /// The order of the next one, and those that are there.
+    groups: Mutex<(u64, Groups)>,
     connections: AtomicUsize,
     stop: OwnedFd,
 }
