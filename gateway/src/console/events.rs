@@ -23,7 +23,7 @@ struct Looking;
 impl Looking {
     fn begin() -> Option<Self> {
         let room = |n| (n < LOOKING_MAX).then_some(n + 1);
-        LOOKING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok().then_some(Self)
+        LOOKING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Self)
     }
 }
 
