@@ -56,7 +56,7 @@ impl Load {
         let over = Arc::new(AtomicBool::new(false));
         let client = |index: usize| {
             let (http, over) = (http.within(HANGS_AFTER), Arc::clone(&over));
-            std::thread::spawn(move || ask_on(&http, index % 2 == 0, &over))
+            std::thread::spawn(move || ask_on(&http, index.is_multiple_of(2), &over))
         };
         let clients = (0..CLIENTS).map(client).collect();
         Self { over, clients }
