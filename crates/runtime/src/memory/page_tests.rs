@@ -35,6 +35,8 @@ struct Model {
     pieces: Vec<(u64, u64, u64)>,
     /// Client page → what is there.
     mapped: BTreeMap<u64, (PhysAddr, u64)>,
+    /// Window address of each piece that is unmapped and not back yet → pages.
+    leaving: BTreeMap<u64, u64>,
     pins: Vec<Pin>,
     /// Memory of every handle that is not back yet → pages.
     out: BTreeMap<u64, u64>,
@@ -51,6 +53,7 @@ impl Model {
             handles: vec![],
             pieces: vec![],
             mapped: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             pins: vec![],
             out: BTreeMap::new(),
             windows: BTreeMap::new(),
@@ -62,15 +65,11 @@ impl Model {
         for r in released {
             match r {
                 Released::Piece(at) => {
-                    // A piece's pages are those from its start that show one handle's consecutive pages and are not mapped.
-                    assert!(self.shown.contains_key(&at.0), "unmapped twice");
-                    let mut page = at.0;
-                    let (handle, mut next) = self.shown[&page];
-                    while self.shown.get(&page) == Some(&(handle, next)) && !self.is_mapped_window(page) {
-                        self.shown.remove(&page);
-                        (page, next) = (page + PAGE, next + 1);
+                    let pages = self.leaving.remove(&at.0).expect("a piece goes once, when it is unmapped");
+                    for page in (0..pages).map(|i| at.0 + i * PAGE) {
+                        assert!(!self.is_mapped_window(page), "a mapped page was taken away");
+                        assert!(self.shown.remove(&page).is_some(), "taken away twice");
                     }
-                    assert!(page > at.0, "a mapped page was taken away");
                 }
                 Released::Handle(physical) => {
                     assert!(self.out.remove(&physical.0).is_some(), "given back twice");
@@ -161,6 +160,9 @@ impl Model {
                 for i in 0..pages {
                     self.mapped.remove(&(at + i * PAGE));
                 }
+                let inside = |&&(start, pages, _): &&(u64, u64, u64)| (start..start + pages * PAGE).contains(&at);
+                let &(start, _, window) = self.reservations.iter().find(inside).unwrap();
+                assert!(self.leaving.insert(window + at - start, pages).is_none(), "mapped over what is leaving");
                 assert_eq!(self.space.unmap_handle(at, |r| back.push(r)), Ok(()));
                 assert!(self.space.unmap_handle(at, |_| panic!("unmapped twice")).is_err());
             }
