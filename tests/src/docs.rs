@@ -2,7 +2,7 @@
 //!
 //! Each fenced block of every page says what it is: data (`text`, `toml`, …), or commands (`sh`), which a *leg* runs (`sh torch`).
 //! Commands without a leg run in every test run; the other legs want minutes or gigabytes, and `./x test --docs LEG` runs them;
-//! those of leg `docker` nobody runs yet. A block that names no leg fails the tests, so what is not run is known.
+//! those of leg `docker` nobody runs yet. A block that says neither fails the tests, so what is not run is known.
 //!
 //! A page is one session of a shell in a directory of its own, in which the repository's folders lie: lines run in order, one that
 //! ends in `&` runs on behind the others, and if it is one of our programs the next line waits for its `ready`. Addresses and
