@@ -9,6 +9,7 @@ mod cores;
 mod engine;
 mod live;
 mod mock;
+mod out;
 mod plan;
 mod run;
 mod selftest;
@@ -16,6 +17,7 @@ mod several;
 mod sweep;
 mod under;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -32,12 +34,14 @@ fn main() -> ExitCode {
         Some(cli::Command::Policies(args)) => under::command(args),
         Some(cli::Command::Sweep(args)) => sweep::command(args),
         Some(cli::Command::Completions { shell }) => {
-            clap_complete::generate(*shell, &mut cli::Cli::command(), "loadgen", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut cli::Cli::command(), "loadgen", &mut script);
+            out::with(|out| out.write_all(&script));
             Ok(0)
         }
         Some(cli::Command::Man) => {
-            let page = clap_mangen::Man::new(cli::Cli::command());
-            page.render(&mut std::io::stdout()).map(|()| 0).map_err(Into::into)
+            out::with(|out| clap_mangen::Man::new(cli::Cli::command()).render(out));
+            Ok(0)
         }
     };
     match result {

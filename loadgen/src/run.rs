@@ -20,6 +20,7 @@ use crate::cli::RunArgs;
 use crate::engine::connect::Pool;
 use crate::engine::target::{Given, Target};
 use crate::engine::{self, Config, Job, Progress, request};
+use crate::out::{self, say};
 use crate::{live, plan};
 
 /// How a run went.
@@ -52,12 +53,12 @@ impl Finished {
 pub fn command(args: &RunArgs) -> anyhow::Result<u8> {
     let plan = plan::plan(args)?;
     if args.dry_run {
-        plan::print(&plan, &mut std::io::stdout().lock())?;
+        out::with(|out| plan::print(&plan, out));
         return Ok(0);
     }
     let run = finish(args, &plan)?;
     let steady = Steady::find(&run.outcomes);
-    print!(
+    say!(
         "{}{}",
         console::table(&run.report, steady.as_ref(), &args.percentile_metrics, &args.metric_percentiles),
         run.audit.table()

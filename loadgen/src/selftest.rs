@@ -21,6 +21,7 @@ use serde_json::{Map, json};
 use crate::cli::{Cli, RunArgs};
 use crate::engine::target::{Given, Target};
 use crate::mock::truth::Truth;
+use crate::out::say;
 use crate::{cores, engine, plan, run};
 
 /// Tokens of an answer where there are fewer than [`FEW`] streams: more requests in the same time.
@@ -105,12 +106,18 @@ pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
     let (mut failed, mut valid_max) = (0, 0);
     let cores = Cores::divide(&cores::allowed()?, args.mock_threads, args.threads);
     match cores.client.is_empty() {
-        true => println!("client and mock share the cores: there are fewer than they have threads"),
-        false => println!("client on cores {:?}, mock on cores {:?}", cores.client, cores.mock),
+        true => say!("client and mock share the cores: there are fewer than they have threads\n"),
+        false => say!("client on cores {:?}, mock on cores {:?}\n", cores.client, cores.mock),
     }
-    println!(
-        "{:>8} {:>8} {:>11} {:>11} {:>11} {:>11} {:>14}   ms of error, and verdict",
-        "streams", "at once", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "mock late p99"
+    say!(
+        "{:>8} {:>8} {:>11} {:>11} {:>11} {:>11} {:>14}   ms of error, and verdict\n",
+        "streams",
+        "at once",
+        "TTFT p50",
+        "TTFT p99",
+        "TPOT p50",
+        "TPOT p99",
+        "mock late p99"
     );
     for &streams in &args.streams {
         let row = streams_row(args, &cores, streams)?;
@@ -121,8 +128,8 @@ pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
             valid_max = valid_max.max(streams);
         }
         let cell = |s: &Samples, p: f64| s.p(p).unwrap_or(f64::NAN);
-        println!(
-            "{streams:>8} {:>8.0} {:>11.4} {:>11.4} {:>11.4} {:>11.4} {:>14.4}   busy {:.0} %, {}{}",
+        say!(
+            "{streams:>8} {:>8.0} {:>11.4} {:>11.4} {:>11.4} {:>11.4} {:>14.4}   busy {:.0} %, {}{}\n",
             row.at_once,
             cell(&row.ttft, 50.0),
             cell(&row.ttft, 99.0),
@@ -144,7 +151,7 @@ pub fn command(args: &SelftestArgs) -> anyhow::Result<u8> {
         figures.insert(format!("streams_{streams}_failed"), json!(row.failed));
         figures.insert(format!("streams_{streams}_at_once"), json!(row.at_once));
     }
-    println!("most streams that were VALID, the mock keeping up: {valid_max}");
+    say!("most streams that were VALID, the mock keeping up: {valid_max}\n");
     figures.insert("streams_valid_max".into(), json!(valid_max));
     if args.short > 0 {
         failed += short(args, &cores, &mut figures)?;
@@ -220,7 +227,7 @@ fn short(args: &SelftestArgs, cores: &Cores, figures: &mut Map<String, serde_jso
     let (outcomes, audit) = run::measure(&run, &plan::plan(&run)?)?;
     let report = loadgen::report::Report::new(&outcomes, &Default::default());
     let rate = report.completed as f64 / report.duration_s;
-    println!("short requests, {} at a time: {rate:.0}/s, busy {:.0} %", args.short, audit.busy_max() * 100.0);
+    say!("short requests, {} at a time: {rate:.0}/s, busy {:.0} %\n", args.short, audit.busy_max() * 100.0);
     figures.insert("short_requests_per_s".into(), json!(rate));
     figures.insert("short_busy_share".into(), json!(audit.busy_max()));
     Ok(report.failed)

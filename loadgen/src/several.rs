@@ -12,6 +12,7 @@ use loadgen::search::{Search, Slo};
 use serde_json::{Map, Value, json};
 
 use crate::cli::RunArgs;
+use crate::out::say;
 use crate::{plan, run};
 
 /// How often a probe that was the client's fault is made: a busy moment of the machine should not end a search.
@@ -74,10 +75,10 @@ pub fn compare(args: &CompareArgs) -> anyhow::Result<u8> {
     };
     let (a, b) = (load(&args.a)?, load(&args.b)?);
     let rows = compare::saved(&a, &b)?;
-    print!("{}", compare::table(&rows));
+    say!("{}", compare::table(&rows));
     for (name, side) in [("A", &a), ("B", &b)] {
         if side.verdict != audit::Verdict::Valid.to_string() {
-            println!("{name} was {}", side.verdict);
+            say!("{name} was {}\n", side.verdict);
         }
     }
     write(args.json.as_deref(), figures(&rows))?;
@@ -120,8 +121,8 @@ pub fn ab(args: &AbArgs) -> anyhow::Result<u8> {
         }
     }
     let rows: Vec<Row> = sides[0][0].keys().filter_map(|name| row(name, &sides)).collect();
-    print!("{}", compare::table(&rows));
-    println!("{}", limited.as_ref().map_or_else(|| audit::Verdict::Valid.to_string(), ToString::to_string));
+    say!("{}", compare::table(&rows));
+    say!("{}\n", limited.as_ref().map_or_else(|| audit::Verdict::Valid.to_string(), ToString::to_string));
     write(args.run.json.as_deref(), figures(&rows))?;
     Ok(if limited.is_some() { 3 } else { 0 })
 }
@@ -163,12 +164,12 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
         let verdict = finished.audit.verdict();
         limited = verdict != audit::Verdict::Valid;
         if limited {
-            println!("{rate:.3} requests/s: {verdict}");
+            say!("{rate:.3} requests/s: {verdict}\n");
             break;
         }
         let missed = slo.missed(&finished.report);
         let shown = missed.as_ref().map_or_else(|| "met".into(), |why| format!("missed, {why}"));
-        println!("{rate:.3} requests/s: {shown}");
+        say!("{rate:.3} requests/s: {shown}\n");
         probes.push(point(rate, shown, &slo, &finished.report));
         search.tell(missed.is_none());
     }
@@ -178,7 +179,7 @@ pub fn search(args: &SearchArgs) -> anyhow::Result<u8> {
         (Some(low), None) => format!("{low:.3} requests/s still meet it; nothing higher was probed"),
         (None, _) => "no rate meets it".to_owned(),
     };
-    println!("{}: {found}", args.slo);
+    say!("{}: {found}\n", args.slo);
     if let Some(path) = &args.run.html {
         let page = curve::page(&args.slo, &found, &run::command_line(), Load::Rate, &probes);
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;

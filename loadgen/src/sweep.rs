@@ -9,6 +9,7 @@ use loadgen::search::Slo;
 use serde_json::{Map, Value, json};
 
 use crate::cli::{DatasetName, RunArgs};
+use crate::out::say;
 use crate::several::{only, point, write};
 use crate::{plan, run};
 
@@ -96,7 +97,7 @@ pub fn command(args: &SweepArgs) -> anyhow::Result<u8> {
         }
         points.push(point(*at, words, &slo, &finished.report));
     }
-    print!("{}", curve::table(load, &points));
+    say!("{}", curve::table(load, &points));
     if let Some(path) = &args.run.html {
         page(args, path, load, &points)?;
     }

@@ -12,6 +12,7 @@ use loadgen::policies::{self, Named};
 use serde_json::{Value, json};
 
 use crate::cli::RunArgs;
+use crate::out::say;
 use crate::{plan, run, several};
 
 /// For one answer of a daemon.
@@ -46,8 +47,8 @@ pub fn command(args: &PoliciesArgs) -> anyhow::Result<u8> {
     let runs = measure(args, &plan, &daemon);
     daemon.ask("PUT", "/v1/policy", &before.to_string()).context("putting the policy back")?;
     let (runs, limited) = runs?;
-    print!("{}", policies::table(&label, &runs));
-    println!("   {}", limited.as_ref().map_or_else(|| audit::Verdict::Valid.to_string(), ToString::to_string));
+    say!("{}", policies::table(&label, &runs));
+    say!("   {}\n", limited.as_ref().map_or_else(|| audit::Verdict::Valid.to_string(), ToString::to_string));
     let all = runs.iter().flat_map(|(name, figures)| {
         figures.iter().map(move |(figure, value)| (format!("{name}_{figure}"), value.clone()))
     });

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Mock, figures, loadgen, number, run, text};
+use std::process::{Command, Stdio};
+
+use common::{Mock, PROGRAM, figures, loadgen, number, run, text};
 use serde_json::Value;
 
 /// Nearest rank, written once more.
@@ -179,4 +181,21 @@ fn page_table_completions_and_manual_are_written() {
         let out = loadgen(args);
         assert!(out.status.success() && text(&out).contains(want), "{args:?}");
     }
+}
+
+/// `loadgen … | head`: the reader leaves, the run goes on to its end and its exit code.
+#[test]
+fn a_reader_that_leaves_takes_nothing_with_it() {
+    let mock = Mock::start(&["--ttft-ms", "2", "--itl-ms", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.json");
+    let run = ["--base-url", &mock.url, "--no-progress", "--num-prompts", "3", "--json", json.to_str().unwrap()];
+    let dry = ["--dry-run", "--num-prompts", "5000"];
+    for args in [&run[..], &dry[..], &["man"], &["completions", "zsh"]] {
+        let mut child = Command::new(PROGRAM).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let out = child.wait_with_output().unwrap();
+        assert_eq!((out.status.code(), text(&out)), (Some(0), String::new()), "{args:?}");
+    }
+    assert_eq!(figures(&json)["completed"], 3);
 }

@@ -32,6 +32,7 @@ use crate::cores;
 use crate::engine::connect::{OnThisThread, Stamp, Stamped};
 use crate::engine::http1::{Buffer, Io};
 use crate::engine::target::REQUEST_ID;
+use crate::out::say;
 use answer::{Answer, Ask, Server};
 use body::Tokens;
 
@@ -116,7 +117,7 @@ pub fn serve(args: &MockArgs) -> anyhow::Result<()> {
     // The first thread takes the port, the others share it.
     let first = listen(args.listen)?;
     let address = first.local_addr()?;
-    println!("ready http{}://{address}", if tls.is_some() { "s" } else { "" });
+    say!("ready http{}://{address}\n", if tls.is_some() { "s" } else { "" });
     std::thread::scope(|scope| {
         let mut listeners = vec![first];
         for _ in 1..args.threads {
