@@ -12,6 +12,8 @@ use sse::{Splitter, TooLarge};
 /// What a piece of a stream held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
+    /// Events with data: comments are none.
+    pub events: u32,
     /// Tokens.
     pub tokens: u32,
     /// The stream says it is complete.
@@ -49,6 +51,7 @@ impl Events {
         self.splitter.feed(piece, |event| {
             let Some(data) = sse::data(event) else { return out.extend_from_slice(event) };
             let chunk = Chunk::of(&data);
+            seen.events += 1;
             seen.tokens += chunk.tokens;
             seen.done |= chunk.done;
             seen.error |= chunk.error;

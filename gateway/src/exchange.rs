@@ -1,5 +1,8 @@
 //! One attempt at an engine: connect, send, pass the answer on.
 //!
+//! An engine that says that it cannot serve, or goes, before anything of an answer has come is a matter between it and the gateway:
+//! while another engine is there, the client hears nothing of it.
+//!
 //! Between any two steps the client is watched too, so that a client that leaves, even while the engine is silent in
 //! prefill or does not yet accept the connection, closes the engine's connection at once, and the engine aborts the request.
 
@@ -35,6 +38,11 @@ static HOP_HEADERS: [HeaderName; 9] = [
 const ANSWER_READ_MAX: usize = 16 << 20;
 /// Most of an engine's error that is shown inside a stream.
 const ERROR_READ_MAX: usize = 64 << 10;
+/// Status of an engine that cannot serve, whatever is asked of it.
+pub const UNAVAILABLE: u16 = 503;
+/// Codes that say the same in a stream that has begun: our engine's, and those of a gateway behind this one.
+const UNAVAILABLE_CODES: [&str; 6] =
+    ["device_lost", "engine_stopped", "shutting_down", "engine_unreachable", "engine_failed", "engine_lost"];
 
 /// Why an exchange stopped before its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +56,8 @@ pub enum Stop {
         /// The connection came from the pool, and the engine may have closed it before it saw the request.
         stale: bool,
     },
+    /// The engine said that it cannot serve, before anything of an answer came; another one may.
+    Unavailable,
     /// The answer cannot be completed.
     Failed(Failure),
 }
@@ -73,6 +83,8 @@ pub struct Outgoing<'a> {
     pub keyed: bool,
     /// Headers of ours that say whose part the engine's work is.
     pub trace: HeaderMap,
+    /// Another engine would take it, if this one cannot serve.
+    pub elsewhere: bool,
 }
 
 impl Gateway {
@@ -189,6 +201,9 @@ async fn relay(
 ) -> Result<bool, Stop> {
     let Some(head) = session.response_header() else { return Err(Stop::BeforeAnswer { stale: false }) };
     let success = head.status.is_success();
+    if request.elsewhere && head.status.as_u16() == UNAVAILABLE {
+        return Err(Stop::Unavailable);
+    }
     let events = head.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
     let head = answer_head(head, events);
     if let Some(tracked) = &mut tracked {
@@ -231,14 +246,17 @@ async fn relay_events(
     success: bool,
 ) -> Result<bool, Stop> {
     let mut events = Events::new(request.hide_usage);
-    let (mut done, mut error) = (false, false);
+    let (mut done, mut error, mut spoken) = (false, false, false);
     loop {
         let piece = reply.attend(session.read_response_body(), timers).await;
         tracked.usage = events.usage().or(tracked.usage);
-        let lost = |_| Stop::Failed(Failure::EngineLost);
-        let Some(piece) = piece?.map_err(lost)? else { break };
+        let Some(piece) = piece?.map_err(|_| lost(request, spoken))? else { break };
         let mut out = Vec::with_capacity(piece.len());
         let seen = events.feed(&piece, &mut out).map_err(|_| Stop::Failed(Failure::EngineFailed))?;
+        if seen.error && seen.events == 1 && !spoken && request.elsewhere && says_unavailable(&out) {
+            return Err(Stop::Unavailable);
+        }
+        spoken |= seen.events > 0;
         tracked.usage = events.usage().or(tracked.usage);
         done |= seen.done;
         error |= seen.error;
@@ -257,10 +275,23 @@ async fn relay_events(
     }
     // A stream may end early with all its framing in order: only the engine's own error or [DONE] ends it well.
     if !session.response_done() || (success && !done && !error) {
-        return Err(Stop::Failed(Failure::EngineLost));
+        return Err(lost(request, spoken));
     }
     reply.finish().await.map_err(|_| Stop::ClientLeft)?;
     Ok(success && !error)
+}
+
+/// A stream broke off. While the client has got no event of it, comments at most, another engine may begin it anew.
+fn lost(request: &Outgoing<'_>, spoken: bool) -> Stop {
+    if request.elsewhere && !spoken { Stop::BeforeAnswer { stale: false } } else { Stop::Failed(Failure::EngineLost) }
+}
+
+/// Whether the only event of `piece`, an error, says that the engine cannot serve, rather than that it failed at this request.
+fn says_unavailable(piece: &[u8]) -> bool {
+    let data = piece.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"data:"));
+    let error: Option<serde_json::Value> = data.and_then(|data| serde_json::from_slice(data.trim_ascii()).ok());
+    let code = error.as_ref().and_then(|error| error["error"]["code"].as_str());
+    code.is_some_and(|code| UNAVAILABLE_CODES.contains(&code))
 }
 
 async fn relay_plain(
@@ -310,4 +341,23 @@ async fn read_error(session: &mut HttpSession, reply: &mut Reply<'_>, timers: &m
     }
     words.truncate(ERROR_READ_MAX);
     Ok(words.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_cannot_serve_is_told_from_one_that_failed_at_a_request() {
+        for (piece, unavailable) in [
+            ("data: {\"error\":{\"message\":\"m\",\"code\":\"device_lost\"}}\n\n", true),
+            (": keep-alive\n\ndata:{\"error\":{\"code\":\"engine_lost\"}}\r\n\r\n", true),
+            ("data: {\"error\":{\"code\":\"out_of_memory\"}}\n\n", false),
+            ("data: {\"error\":\"device_lost\"}\n\n", false),
+            ("data: device_lost\n\n", false),
+            ("", false),
+        ] {
+            assert_eq!(says_unavailable(piece.as_bytes()), unavailable, "{piece}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::admit::{Asked, Outside};
 use crate::engines::Engine;
 use crate::error::Failure;
-use crate::exchange::{Outgoing, Stop};
+use crate::exchange::{Outgoing, Stop, UNAVAILABLE};
 use crate::gateway::Gateway;
 use crate::identity::Tenant;
 use crate::phase::End;
@@ -135,21 +135,30 @@ impl Gateway {
                 }
             };
             drop(waiting);
-            let engine = Arc::clone(self.setup().engines.at(lease.engine));
+            let (engine, others_open) = {
+                let engines = &self.setup().engines;
+                let engine = Arc::clone(engines.at(lease.engine));
+                let others = request.eligible.without(failed_engines.with(engine.index));
+                let others_open = others.iter().any(|other| engines.at(other).is_open());
+                (engine, others_open)
+            };
             tracked.admitted(lease, Arc::clone(&engine));
             if told(head) {
                 reply.header("x-vnpu-queue-ms", tracked.queued_us / 1000);
                 reply.header("x-vnpu-engine", &engine.config.name);
                 reply.header("x-vnpu-phase", "prefill");
             }
-            let outgoing = outgoing(incoming, peek, &engine, tracked.trace_headers());
+            let mut outgoing = outgoing(incoming, peek, &engine, tracked.trace_headers());
+            outgoing.elsewhere = retries_left > 0 && others_open;
             let mut timers = timers.sent(timeouts, Instant::now());
             let result = self.try_engine(&engine, &outgoing, reply, &mut timers, Some(tracked)).await;
             let failure = match result {
                 Err(Stop::NotReached) => Failure::EngineUnreachable,
-                Err(Stop::BeforeAnswer { .. }) => Failure::EngineFailed,
+                Err(Stop::BeforeAnswer { .. } | Stop::Unavailable) => Failure::EngineFailed,
                 other => {
                     match &other {
+                        // In its own words: it is the last that could be asked. Its health says when it is back.
+                        Ok(false) if tracked.status == UNAVAILABLE => {}
                         Ok(_) => engine.succeeded(&self.admitter),
                         // Too late for another engine, but not for the next request.
                         Err(Stop::Failed(Failure::EngineLost)) => engine.failed(&self.admitter),
@@ -304,8 +313,14 @@ impl Gateway {
             Failure::EngineUnreachable
         };
         let body = if body.is_empty() { Vec::new() } else { vec![body.clone()] };
-        let outgoing =
-            Outgoing { head, body, hide_usage: false, keyed: setup.tenants.keyed(), trace: HeaderMap::new() };
+        let outgoing = Outgoing {
+            head,
+            body,
+            hide_usage: false,
+            keyed: setup.tenants.keyed(),
+            trace: HeaderMap::new(),
+            elsewhere: false,
+        };
         for engine in eligible.iter().map(|e| setup.engines.at(e)).filter(|e| e.is_open()) {
             let mut timers = Timers::new(&setup.config.timeouts, false, Instant::now());
             match self.try_engine(engine, &outgoing, reply, &mut timers, None).await {
@@ -316,7 +331,7 @@ impl Gateway {
                 }
                 Err(Stop::Failed(failure)) => return reply.fail(&failure).await,
                 Err(Stop::NotReached) => engine.failed(&self.admitter),
-                Err(Stop::BeforeAnswer { .. }) => {
+                Err(Stop::BeforeAnswer { .. } | Stop::Unavailable) => {
                     failure = Failure::EngineFailed;
                     break;
                 }
@@ -335,7 +350,8 @@ fn outgoing<'a>(incoming: &'a Incoming<'_>, peek: &Peek<'_>, engine: &Engine, tr
     let hide_usage = ask.is_some();
     let rename = if engine.quirks.takes_max_completion_tokens { None } else { peek.name_max_tokens() };
     let edits: Vec<_> = ask.into_iter().chain(rename).collect();
-    Outgoing { head, body: whole(body, &edits), hide_usage, keyed: setup.tenants.keyed(), trace }
+    let body = whole(body, &edits);
+    Outgoing { head, body, hide_usage, keyed: setup.tenants.keyed(), trace, elsewhere: false }
 }
 
 /// Whether the client wants to be told about admission.

@@ -80,6 +80,80 @@ fn request_is_tried_elsewhere_before_its_first_byte_and_never_after() {
 }
 
 #[test]
+fn engine_that_cannot_serve_is_no_business_of_the_client_while_another_is_there() {
+    const LOST: &str = r#"{"error":{"message":"no device","type":"server_error","param":null,"code":"device_lost"}}"#;
+    const FULL: &str = r#"{"error":{"message":"no memory","type":"server_error","param":null,"code":"out_of_memory"}}"#;
+    /// What the first engine does, and whether a client ever hears of it.
+    type Case = (&'static str, fn(&mut Exchange), bool, bool);
+    let cases: [Case; 6] = [
+        ("it refuses a stream", |e| e.answer("503 Service Unavailable", LOST), true, false),
+        ("it refuses a plain request", |e| e.answer("503 Service Unavailable", LOST), false, false),
+        (
+            "its device goes while it prefills",
+            |e| {
+                e.start_stream();
+                e.say("e\r\n: keep-alive\n\n\r\n");
+                e.event(LOST);
+            },
+            true,
+            false,
+        ),
+        ("it goes itself while it prefills", Exchange::start_stream, true, false),
+        (
+            "it fails at this request",
+            |e| {
+                e.start_stream();
+                e.event(FULL);
+                e.say("0\r\n\r\n");
+            },
+            true,
+            true,
+        ),
+        (
+            "its device goes after a token",
+            |e| {
+                e.start_stream();
+                e.token("one");
+                e.event(LOST);
+                e.say("0\r\n\r\n");
+            },
+            true,
+            true,
+        ),
+    ];
+    for (what, plays, stream, told) in cases {
+        let lost = upstream(move |mut e| plays(&mut e));
+        let good = upstream(|mut e| finish(&mut e));
+        let gateway = configured(&[&lost, &good], "", "[timeouts]\nhealth_ms = 1000000");
+        // The session decides the engine, so about half of these meet the first one first.
+        let mut heard = 0;
+        for session in 0..16 {
+            let header = format!("x-session-id: s{session}");
+            let mut answer = Raw::post(&gateway.http, "/v1/completions", &[&header], &completion(3, 5, stream));
+            let (status, text) = (answer.status, answer.rest());
+            heard += usize::from(status != 200 || text.contains("error"));
+            assert!(text.contains("\"a\"") != text.contains("error"), "{what}: {status} {text}");
+        }
+        assert_eq!(heard > 0, told, "{what}: {heard} of 16 clients heard of it");
+        let retried = metric(&gateway, "gateway_retries_total");
+        assert_eq!(retried > 0.0, !told, "{what}: {retried} retries");
+        // Where there is no other, its own words are the answer.
+        let alone = configured(&[&lost], "", "[timeouts]\nhealth_ms = 1000000");
+        let mut answer = Raw::post(&alone.http, "/v1/completions", &[], &completion(3, 5, stream));
+        let (status, text) = (answer.status, answer.rest());
+        let expected = match what {
+            "it goes itself while it prefills" => "engine_lost",
+            "it fails at this request" => "out_of_memory",
+            _ => "device_lost",
+        };
+        assert!(
+            text.contains(expected) && (status == 503) == what.starts_with("it refuses"),
+            "{what}: {status} {text}"
+        );
+    }
+}
+
+#[test]
 fn each_scheduler_hears_of_its_own_requests_and_of_those_that_it_loses() {
     let (dying, good) = (upstream(|_| ()), upstream(|mut e| finish(&mut e)));
     let dir = stack::scratch().unwrap();
