@@ -12,6 +12,7 @@ mod process;
 mod script;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -49,7 +50,7 @@ impl Daemon {
     /// As there.
     pub fn start_named(dir: &Path, name: &str, spec: &str, policy: &str) -> Result<Self> {
         let socket = dir.join(format!("{name}.sock"));
-        let mut command = std::process::Command::new(program_path("vnpu-daemon")?);
+        let mut command = Command::new(program_path("vnpu-daemon")?);
         command.arg("--socket").arg(&socket).args(["--device", spec, "--policy", policy, "--admin", "127.0.0.1:0"]);
         let program = Program::start("vnpu-daemon", command)?;
         let admin = program.ready_field("admin").context("the daemon's ready line has no admin=")?;
@@ -71,6 +72,26 @@ pub enum Via<'a> {
     Daemon(&'a Daemon),
     /// The device backend in the engine's own process: the passthrough that overhead is measured against.
     Direct(&'a str),
+}
+
+impl Via<'_> {
+    /// `vnpu run … --`: what is added is a command that runs on the device, and listens for phase hints at `hints`, if asked to.
+    ///
+    /// # Errors
+    /// If `vnpu` has not been built.
+    pub fn run(&self, hints: Option<&Path>) -> Result<Command> {
+        let mut command = Command::new(program_path("vnpu")?);
+        command.arg("run");
+        match self {
+            Self::Daemon(daemon) => command.arg("--socket").arg(&daemon.socket),
+            Self::Direct(spec) => command.args(["--direct", spec]),
+        };
+        if let Some(hints) = hints {
+            command.arg("--hints").arg(hints);
+        }
+        command.arg("--");
+        Ok(command)
+    }
 }
 
 /// The reference engine, run unmodified under `vnpu run`.
@@ -97,16 +118,8 @@ impl Engine {
     /// # Errors
     /// As there.
     pub fn start_with(via: &Via<'_>, hints: Option<&Path>, args: &[&str], variables: &[(&str, &Path)]) -> Result<Self> {
-        let mut command = std::process::Command::new(program_path("vnpu")?);
-        command.arg("run");
-        match via {
-            Via::Daemon(daemon) => command.arg("--socket").arg(&daemon.socket),
-            Via::Direct(spec) => command.args(["--direct", spec]),
-        };
-        if let Some(hints) = hints {
-            command.arg("--hints").arg(hints);
-        }
-        command.arg("--").arg(program_path("engine")?).args(["--host", "127.0.0.1", "--port", "0"]).args(args);
+        let mut command = via.run(hints)?;
+        command.arg(program_path("engine")?).args(["--host", "127.0.0.1", "--port", "0"]).args(args);
         command.envs(variables.iter().copied());
         let program = Program::start("engine", command)?;
         let url = program.ready_url()?;
@@ -145,7 +158,7 @@ impl Gateway {
     }
 
     fn run(args: &[&str]) -> Result<Self> {
-        let mut command = std::process::Command::new(program_path("gateway")?);
+        let mut command = Command::new(program_path("gateway")?);
         command.args(["--listen", "127.0.0.1:0"]).args(args);
         let program = Program::start("gateway", command)?;
         let url = program.ready_url()?;

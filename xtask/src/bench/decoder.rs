@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use stack::{Daemon, Via, program_path};
+use stack::{Daemon, Via};
 
 use crate::build;
 use crate::figures::{Figures, median, paired_ratio};
@@ -29,13 +29,8 @@ impl Decoder {
     /// # Errors
     /// If it ends before it is ready.
     pub fn start(python: &Path, via: &Via<'_>, script: &str, set: impl FnOnce(&mut Command)) -> Result<Self> {
-        let mut command = Command::new(program_path("vnpu")?);
-        command.arg("run");
-        match via {
-            Via::Daemon(daemon) => command.arg("--socket").arg(&daemon.socket),
-            Via::Direct(spec) => command.args(["--direct", spec]),
-        };
-        command.arg("--").arg(python).arg(build::root().join("tests/python").join(script));
+        let mut command = via.run(None)?;
+        command.arg(python).arg(build::root().join("tests/python").join(script));
         set(&mut command);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting Python")?;
         let stdin = child.stdin.take().context("stdin was piped")?;

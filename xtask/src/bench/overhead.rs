@@ -5,7 +5,6 @@
 //! machine say little, pairs say more.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -49,13 +48,9 @@ fn calls(dir: &Path, pairs: usize, quick: bool, figures: &mut Figures) -> Result
     let mut samples: Vec<(String, Vec<f64>, Vec<f64>)> = Vec::new();
     for _ in 0..pairs {
         for direct in [true, false] {
-            let mut command = Command::new(program_path("vnpu")?);
-            command.arg("run");
-            match direct {
-                true => command.args(["--direct", "Ascend910B3:timing:unpaced"]),
-                false => command.arg("--socket").arg(&daemon.socket),
-            };
-            command.arg("--").arg(&example).arg("--json").arg(&json);
+            let via = if direct { Via::Direct("Ascend910B3:timing:unpaced") } else { Via::Daemon(&daemon) };
+            let mut command = via.run(None)?;
+            command.arg(&example).arg("--json").arg(&json);
             if quick {
                 command.arg("--quick");
             }

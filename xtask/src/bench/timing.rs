@@ -5,13 +5,11 @@
 //! roofline time, and for co-running a small simulation over the contention model. Only the peaks, the efficiencies and
 //! the rate formula are shared with the device.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use sched::model::Model;
 use sched::{CoRun, Demand, OpClass, Phase, Profile, Work, corun};
 use serde_json::Value;
-use stack::{Daemon, program_path};
+use stack::{Daemon, Via, program_path};
 
 use crate::Measure;
 use crate::build::{self, Scratch};
@@ -157,10 +155,8 @@ pub fn run(measure: &Measure) -> Result<()> {
         let spec = format!("Ascend910B3:timing:paced:omega={omega}");
         let daemon = Daemon::start_named(scratch.path(), &format!("timing{index}"), &spec, "passthrough")?;
         let numbers = [tokens, batch, context, repeats].map(|n| n.to_string());
-        let out = Command::new(program_path("vnpu")?)
-            .args(["run", "--socket"])
-            .arg(&daemon.socket)
-            .arg("--")
+        let out = Via::Daemon(&daemon)
+            .run(None)?
             .arg(program_path("examples/steps")?)
             .arg("qwen2.5-7b")
             .args(numbers)

@@ -3,12 +3,11 @@
 //! The script's own structure is the truth: the first pass of a `generate` works on prompts, every later one decodes. There
 //! are no hints.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use stack::Daemon;
+use stack::{Daemon, Via};
 use system_tests::phases::{Accuracy, Step, compare, found};
 
 use super::environment::Environment;
@@ -26,8 +25,8 @@ pub const RIGHT_MIN: f64 = 0.95;
 pub fn accuracy(environment: &Environment, rounds: u32) -> Result<Accuracy> {
     let scratch = Scratch::new()?;
     let daemon = Daemon::start_named(scratch.path(), "phases", "Ascend910B3:functional:hbm=2", "phase")?;
-    let mut command = Command::new(stack::program_path("vnpu")?);
-    command.args(["run", "--socket"]).arg(&daemon.socket).arg("--").arg(&environment.python).args(["-B", "-u"]);
+    let mut command = Via::Daemon(&daemon).run(None)?;
+    command.arg(&environment.python).args(["-B", "-u"]);
     command.arg(build::root().join("tests/python/torch/phases.py")).arg(rounds.to_string());
     let mut lines = Vec::new();
     let ended = stack::run_script(command, TIME_MAX, |line| lines.push(line.to_owned()))?;

@@ -1,10 +1,10 @@
 //! Ten thousand generated tokens leave the daemon as it was: memory, handles, descriptors.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use stack::{Daemon, Held};
+use stack::{Daemon, Held, Via};
 
 use super::environment::Environment;
 use crate::build::{self, Scratch};
@@ -34,8 +34,8 @@ pub fn run(environment: &Environment) -> Result<Tally> {
     println!("\nmany_tokens on torch {}: {TOKENS} tokens", environment.version);
     let scratch = Scratch::new()?;
     let daemon = Daemon::start_named(scratch.path(), "tokens", "Ascend910B3:functional:hbm=2", "fifo")?;
-    let mut command = Command::new(stack::program_path("vnpu")?);
-    command.args(["run", "--socket"]).arg(&daemon.socket).arg("--").arg(&environment.python).args(["-B", "-u"]);
+    let mut command = Via::Daemon(&daemon).run(None)?;
+    command.arg(&environment.python).args(["-B", "-u"]);
     command.arg(build::root().join("tests/python/torch/many_tokens.py")).arg(TOKENS.to_string());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting Python")?;
     let mut stdin = child.stdin.take().context("stdin was piped")?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use stack::{Http, Program, Via, program_path};
+use stack::{Http, Program, Via};
 use system_tests::phases::Step;
 
 use crate::build;
@@ -34,16 +34,8 @@ impl Server {
     /// If it does not become healthy; the error carries what it wrote.
     pub fn start(python: &Path, via: &Via<'_>, hints: Option<&Path>, checkpoint: &Path, args: &[&str]) -> Result<Self> {
         let port = free_port()?;
-        let mut command = Command::new(program_path("vnpu")?);
-        command.arg("run");
-        match via {
-            Via::Daemon(daemon) => command.arg("--socket").arg(&daemon.socket),
-            Via::Direct(spec) => command.args(["--direct", spec]),
-        };
-        if let Some(hints) = hints {
-            command.arg("--hints").arg(hints);
-        }
-        command.arg("--").arg(python.with_file_name("vllm")).arg("serve").arg(checkpoint);
+        let mut command = via.run(hints)?;
+        command.arg(python.with_file_name("vllm")).arg("serve").arg(checkpoint);
         command.args(["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", &port.to_string()]);
         // What each step was, in vLLM's own words.
         command.arg("--enable-logging-iteration-details").args(args).env("VLLM_NO_USAGE_STATS", "1");
