@@ -7,6 +7,7 @@
 #   --binaries DIR   take the programs from DIR, built on a machine like this one (`cargo build --release`: target/release),
 #                    instead of building them in a container, which takes a while
 #
+# BINARIES        the same DIR
 # BASE, BUILDER   images to start from; without them Debian's and Rust's of the registry and, if that cannot be reached, what
 #                 docker/base.sh and docker/builder.sh make without one
 # TAG             of the images; latest if left out
@@ -14,7 +15,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 tag=${TAG:-latest}
-binaries=
+binaries=${BINARIES:-}
 while [ $# -gt 0 ]; do
     case $1 in
         --binaries)

@@ -2,7 +2,7 @@
 //!
 //! Each fenced block of every page says what it is: data (`text`, `toml`, …), or commands (`sh`), which a *leg* runs (`sh torch`).
 //! Commands without a leg run in every test run; the other legs want minutes or gigabytes, and `./x test --docs LEG` runs them;
-//! those of leg `docker` nobody runs yet. A block that says neither fails the tests, so what is not run is known.
+//! those of leg `docker` are `./x test --stack`'s. A block that says neither fails the tests, so what is not run is known.
 //!
 //! A page is one session of a shell in a directory of its own, in which the repository's folders lie: lines run in order, one that
 //! ends in `&` runs on behind the others, and if it is one of our programs the next line waits for its `ready`. Addresses and
@@ -29,12 +29,12 @@ pub const LEGS: [Leg; 8] = [
     Leg { name: "minutes", what: "./x test --docs minutes: measurements", seconds_max: 900 },
     Leg { name: "torch", what: "./x test --docs torch: installs PyTorch", seconds_max: 1800 },
     Leg { name: "vllm", what: "./x test --docs vllm: installs vLLM", seconds_max: 3600 },
-    Leg { name: "docker", what: "nobody yet: they want images, which ./x test --stack makes", seconds_max: 3600 },
+    Leg { name: "docker", what: "./x test --stack: images and containers", seconds_max: 3600 },
 ];
 /// How long a command is watched that ends only when it is stopped.
 const LIVE_SECONDS: u64 = 5;
 /// Ports of the pages; each is another when they run.
-const PORTS: [&str; 5] = ["8000", "8001", "8080", "9090", "9100"];
+pub const PORTS: [&str; 6] = ["8000", "8001", "8080", "8081", "9090", "9100"];
 /// What begins the command line of a program of ours that says `ready`.
 const SERVERS: [&str; 4] = ["release/vnpu-daemon", "release/engine", "release/gateway", "loadgen mock"];
 
@@ -177,6 +177,27 @@ pub fn read(page: &str) -> Result<(String, Vec<Block>)> {
 /// # Errors
 /// The first command that fails, where it stands, and what it printed.
 pub fn run_page(page: &str, legs: &[&str], say: &mut dyn FnMut(&str)) -> Result<usize> {
+    run_page_in(page, legs, &Surroundings::default(), say)
+}
+
+/// What is around a page's commands, where a shell in a directory of its own will not do.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// They run at the top of the source tree, as in a user's clone.
+    pub in_the_tree: bool,
+    /// Variables, as a user would have set them.
+    pub variables: BTreeMap<&'static str, String>,
+    /// What programs are called here, by what the page calls them.
+    pub names: BTreeMap<&'static str, String>,
+    /// Ports in the place of the page's, beside those that are found.
+    pub ports: BTreeMap<&'static str, u16>,
+}
+
+/// The same, in these surroundings.
+///
+/// # Errors
+/// As there.
+pub fn run_page_in(page: &str, legs: &[&str], around: &Surroundings, say: &mut dyn FnMut(&str)) -> Result<usize> {
     let (text, blocks) = read(page)?;
     let mut wanted = Vec::new();
     for block in &blocks {
@@ -187,7 +208,7 @@ pub fn run_page(page: &str, legs: &[&str], say: &mut dyn FnMut(&str)) -> Result<
     if wanted.is_empty() {
         return Ok(0);
     }
-    let mut shell = Shell::new()?;
+    let mut shell = Shell::new(around.clone())?;
     if let Some(before) = text.lines().find_map(|line| line.strip_prefix("<!-- after: ")?.strip_suffix(" -->")) {
         for block in
             read(before)?.1.iter().filter(|block| block.leg().is_ok_and(|leg| leg.is_some_and(|l| l.name.is_empty())))
@@ -212,11 +233,12 @@ pub fn run_page(page: &str, legs: &[&str], say: &mut dyn FnMut(&str)) -> Result<
 struct Shell {
     behind: Vec<Program>,
     ports: BTreeMap<&'static str, u16>,
+    around: Surroundings,
     dir: tempfile::TempDir,
 }
 
 impl Shell {
-    fn new() -> Result<Self> {
+    fn new(around: Surroundings) -> Result<Self> {
         let (dir, root) = (stack::scratch()?, stack::source_root()?);
         for entry in std::fs::read_dir(&root)? {
             let entry = entry?;
@@ -240,7 +262,8 @@ impl Shell {
         for (port, listener) in PORTS.into_iter().zip(&listeners) {
             ports.insert(port, listener.local_addr()?.port());
         }
-        Ok(Self { behind: Vec::new(), ports, dir })
+        ports.extend(&around.ports);
+        Ok(Self { behind: Vec::new(), ports, around, dir })
     }
 
     /// The command with this shell's ports and sockets.
@@ -261,6 +284,9 @@ impl Shell {
             rest = after;
         }
         out.push_str(rest);
+        for (name, here) in &self.around.names {
+            out = out.replace(name, here);
+        }
         out.replace("/tmp/", &format!("{}/", self.dir.path().display()))
     }
 
@@ -281,7 +307,8 @@ impl Shell {
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
         let mut command = Command::new(program);
-        command.current_dir(self.dir.path()).env("PATH", path);
+        let dir = if self.around.in_the_tree { stack::source_root()? } else { self.dir.path().to_owned() };
+        command.current_dir(dir).env("PATH", path).envs(&self.around.variables);
         Ok(command)
     }
 

@@ -8,19 +8,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use stack::Http;
+use system_tests::docs::Surroundings;
 
+use super::images;
 use crate::build;
 
 /// Name that everything of the test begins with.
 pub const PROJECT: &str = "flexnpu-test";
 /// Tag of the test's images.
 pub const TAG: &str = "test";
+/// What they are made on: Debian, by `docker/base.sh`.
+pub const BASE: &str = "flexnpu-base";
+/// Services that run only when asked for.
+pub const PROFILES: [&str; 4] = ["load", "vllm", "trace", "ascend"];
 /// For a container to be well.
 const HEALTHY_TIME_MAX: Duration = Duration::from_secs(90);
 
-/// Programs on the networks.
-const SERVICES: [&str; 8] =
-    ["vnpu-daemon-0", "vnpu-daemon-1", "engine-0", "engine-1", "gateway", "gateway-b", "front", "prometheus"];
+/// Where the machine publishes the stack, by variable; the documentation's ports, and these.
+const PUBLISHED: [(&str, &str); 4] =
+    [("GATEWAY_PORT", "8080"), ("PROMETHEUS_PORT", "9090"), ("GRAFANA_PORT", "3000"), ("FRONT_PORT", "8081")];
 
 /// One project of compose; its containers, networks and volumes go with the value.
 pub struct Compose {
@@ -29,8 +35,8 @@ pub struct Compose {
     variables: BTreeMap<&'static str, String>,
 }
 
-/// What tells one life of a container from another.
-pub type Lives = BTreeMap<&'static str, String>;
+/// What tells one life of a container from another, by service.
+pub type Lives = BTreeMap<String, String>;
 
 impl Compose {
     /// Nothing runs yet. Whatever an interrupted test has left goes.
@@ -48,13 +54,25 @@ impl Compose {
         let mut variables = BTreeMap::from([("TAG", TAG.to_owned()), ("COMPOSE_PROJECT_NAME", PROJECT.to_owned())]);
         variables.insert("PROMETHEUS_IMAGE", format!("flexnpu-prometheus:{TAG}"));
         // A container that starts again keeps such a port; one of Docker's choice it would not.
-        for name in ["GATEWAY_PORT", "PROMETHEUS_PORT", "FRONT_PORT"] {
+        for (name, _) in PUBLISHED {
             let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             variables.insert(name, port.to_string());
         }
         let compose = Self { program, files: vec!["compose.yaml"], variables };
         compose.down();
         Ok(compose)
+    }
+
+    /// What is around the commands of the documentation that concern the stack: this project's names, ports and images. Grafana has
+    /// a stand-in that does nothing, because no image of it can be made here.
+    pub fn surroundings(&self) -> Surroundings {
+        let mut variables = self.variables.clone();
+        variables.insert("BASE", BASE.to_owned());
+        variables.insert("BINARIES", "target/release".to_owned());
+        variables.insert("GRAFANA_IMAGE", images::STAND_IN.to_owned());
+        let ports = PUBLISHED.map(|(name, port)| (port, self.published_port(name)));
+        let names = BTreeMap::from([("docker compose", self.program.join(" "))]);
+        Surroundings { in_the_tree: true, variables, names, ports: ports.into_iter().collect() }
     }
 
     /// From now on with the file `name` beside the others.
@@ -101,15 +119,23 @@ impl Compose {
         services.iter().try_for_each(|service| self.healthy(service).map(drop))
     }
 
+    /// What Docker knows of the project's containers that have `labels`.
+    fn inspected(&self, labels: &[String]) -> Result<Vec<Value>> {
+        let mut command = vec!["ps", "-aq", "--no-trunc"];
+        labels.iter().for_each(|label| command.extend(["--filter", label]));
+        let ids = docker(&command)?;
+        if ids.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(serde_json::from_str(&docker(&["inspect"].into_iter().chain(ids.lines()).collect::<Vec<_>>())?)?)
+    }
+
     /// The container of a service.
     ///
     /// # Errors
     /// If there is none.
     pub fn container(&self, service: &str) -> Result<String> {
-        let filter = |label: &str, value: &str| format!("label=com.docker.compose.{label}={value}");
-        let own = [filter("project", PROJECT), filter("service", service), filter("oneoff", "False")];
-        let ids = docker(&["ps", "-aq", "--no-trunc", "--filter", &own[0], "--filter", &own[1], "--filter", &own[2]])?;
-        ids.lines().next().map(str::to_owned).with_context(|| format!("no container of {service}"))
+        Ok(self.inspect(service)?["Id"].as_str().unwrap_or_default().to_owned())
     }
 
     /// What Docker knows of a service's container.
@@ -117,8 +143,8 @@ impl Compose {
     /// # Errors
     /// If there is none.
     pub fn inspect(&self, service: &str) -> Result<Value> {
-        let all: Value = serde_json::from_str(&docker(&["inspect", &self.container(service)?])?)?;
-        Ok(all[0].clone())
+        let labels = [label("project", PROJECT), label("service", service), label("oneoff", "False")];
+        self.inspected(&labels)?.into_iter().next().with_context(|| format!("no container of {service}"))
     }
 
     /// Waits until a service is well; how long that took.
@@ -141,7 +167,11 @@ impl Compose {
 
     /// A port that the host publishes.
     pub fn published(&self, name: &str) -> Http {
-        Http::new(&format!("127.0.0.1:{}", self.variables[name]))
+        Http::new(&format!("127.0.0.1:{}", self.published_port(name)))
+    }
+
+    fn published_port(&self, name: &str) -> u16 {
+        self.variables[name].parse().unwrap_or(0)
     }
 
     /// A port of a service, over the network that only containers and this machine are in.
@@ -159,20 +189,41 @@ impl Compose {
     /// # Errors
     /// If Docker does not answer.
     pub fn lives(&self) -> Result<Lives> {
-        let mut lives = Lives::new();
-        for service in SERVICES {
-            if let Ok(about) = self.inspect(service) {
-                lives.insert(service, about["State"]["StartedAt"].to_string());
-            }
-        }
-        Ok(lives)
+        let life = |about: Value| {
+            let service = about["Config"]["Labels"]["com.docker.compose.service"].as_str()?.to_owned();
+            // What ends by itself has done its work, and does it again when its neighbours are started.
+            (service != "libs").then(|| (service, about["State"]["StartedAt"].to_string()))
+        };
+        let all = self.inspected(&[label("project", PROJECT), label("oneoff", "False")])?;
+        Ok(all.into_iter().filter_map(life).collect())
     }
 
-    fn down(&self) {
-        let all = ["--profile", "load", "down", "--volumes", "--remove-orphans", "--timeout", "2"];
+    /// Ends everything, and removes containers, networks and volumes.
+    pub fn down(&self) {
+        let mut down = Vec::new();
+        PROFILES.iter().for_each(|profile| down.extend(["--profile", profile]));
+        down.extend(["down", "--volumes", "--remove-orphans", "--timeout", "2"]);
         // There may be nothing to remove.
-        let _ = self.run_with(&["compose.yaml", "replicas.yaml"], &all, &[0]);
+        let _ = self.run_with(&["compose.yaml", "replicas.yaml"], &down, &[0]);
     }
+
+    /// Whether something of the project is left; what.
+    ///
+    /// # Errors
+    /// If Docker does not answer.
+    pub fn remains() -> Result<Vec<String>> {
+        let own = label("project", PROJECT);
+        let mut left = Vec::new();
+        for what in [&["ps", "-aq"][..], &["network", "ls", "-q"], &["volume", "ls", "-q"]] {
+            let ids = docker(&[what, &["--filter", &own]].concat())?;
+            left.extend(ids.lines().map(|id| format!("{} {id}", what[0])));
+        }
+        Ok(left)
+    }
+}
+
+fn label(name: &str, value: &str) -> String {
+    format!("label=com.docker.compose.{name}={value}")
 }
 
 impl Drop for Compose {

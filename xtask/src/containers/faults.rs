@@ -3,19 +3,43 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use stack::Http;
 use system_tests::metrics;
 
 use super::compose::{Compose, Lives, docker, network};
 use super::load::{self, Ends, Load};
 
-/// Programs, and which others may start again with each: an engine whose device is gone ends, and its restart policy brings it back.
-const VICTIMS: [(&str, &[&str]); 4] =
-    [("vnpu-daemon-0", &["engine-0"]), ("engine-0", &[]), ("gateway", &[]), ("prometheus", &[])];
+/// A program, and what is known of it.
+#[derive(Clone, Copy)]
+struct Victim {
+    service: &'static str,
+    /// Which others may start again with it: an engine whose device is gone ends, and its restart policy brings it back.
+    with: &'static [&'static str],
+    /// Where clients ask while something is done to it.
+    asked: &'static str,
+    /// A figure of its own that only grows while it lives, if Prometheus has one.
+    counts: Option<&'static str>,
+}
+
+const VICTIMS: [Victim; 5] = [
+    Victim {
+        service: "vnpu-daemon-0",
+        with: &["engine-0"],
+        asked: "GATEWAY_PORT",
+        counts: Some("vnpu_operators_completed_total"),
+    },
+    Victim { service: "engine-0", with: &[], asked: "GATEWAY_PORT", counts: Some("vllm:prompt_tokens_total") },
+    Victim { service: "gateway", with: &[], asked: "GATEWAY_PORT", counts: Some("gateway_prompt_tokens_total") },
+    Victim { service: "front", with: &[], asked: "FRONT_PORT", counts: None },
+    Victim { service: "prometheus", with: &[], asked: "GATEWAY_PORT", counts: None },
+];
 /// Requests before and after a fault.
 const AROUND: Duration = Duration::from_secs(1);
 /// Until everything works again after the fault is over.
 const RECOVERY_MAX: Duration = Duration::from_secs(90);
+/// Until Prometheus has it: two of its looks, and some.
+const SHOWN_MAX: Duration = Duration::from_secs(15);
 /// Requests in a row that must succeed then.
 const IN_A_ROW: usize = 10;
 
@@ -33,12 +57,12 @@ enum Fault {
 }
 
 impl Fault {
-    /// How long it lasts: long enough for Prometheus (every 5 s) and for the gateway's looks (every second).
+    /// How long it lasts: so long that a look of Prometheus (every 5 s, each of at most 5 s) falls into it and fails.
     fn lasts(self) -> Duration {
         match self {
             Self::Stop => Duration::from_secs(7),
             Self::Kill => Duration::ZERO,
-            Self::Pause | Self::Disconnect => Duration::from_secs(3),
+            Self::Pause | Self::Disconnect => Duration::from_millis(10_500),
         }
     }
 }
@@ -48,18 +72,18 @@ impl Fault {
 /// # Errors
 /// The first that is not as promised.
 pub fn all(compose: &Compose, key: &str) -> Result<()> {
-    let http = compose.published("GATEWAY_PORT").with_header("authorization", &format!("Bearer {key}"));
     println!(
         "   {:<14} {:<11} {:>9} {:>8} {:>12} {:>11}  failures",
         "container", "", "finished", "failed", "longest, s", "back in, s"
     );
-    for (victim, with) in VICTIMS {
+    for victim in VICTIMS {
+        let http = compose.published(victim.asked).with_header("authorization", &format!("Bearer {key}"));
         for fault in [Fault::Stop, Fault::Kill, Fault::Pause, Fault::Disconnect] {
-            let (ends, back) =
-                one(compose, &http, (victim, with), fault).with_context(|| format!("{fault:?} {victim}"))?;
+            let service = victim.service;
+            let (ends, back) = one(compose, &http, victim, fault).with_context(|| format!("{fault:?} {service}"))?;
             let failed: Vec<String> = ends.failed.iter().map(|(what, count)| format!("{count} {what}")).collect();
             println!(
-                "   {victim:<14} {:<11} {:>9} {:>8} {:>12.1} {:>11.1}  {}",
+                "   {service:<14} {:<11} {:>9} {:>8} {:>12.1} {:>11.1}  {}",
                 format!("{fault:?}").to_lowercase(),
                 ends.finished,
                 ends.failures(),
@@ -72,15 +96,18 @@ pub fn all(compose: &Compose, key: &str) -> Result<()> {
     Ok(())
 }
 
-fn one(compose: &Compose, http: &Http, (victim, with): (&str, &[&str]), fault: Fault) -> Result<(Ends, Duration)> {
+fn one(compose: &Compose, http: &Http, victim: Victim, fault: Fault) -> Result<(Ends, Duration)> {
+    let Victim { service, with, .. } = victim;
     let before = compose.lives()?;
     let load = Load::start(http);
     std::thread::sleep(AROUND);
-    let container = compose.container(victim)?;
-    let wanted_life = matches!(fault, Fault::Stop | Fault::Kill);
+    let counted = if fault == Fault::Kill { counted(compose, victim)? } else { None };
+    let container = compose.container(service)?;
+    let begins_anew = matches!(fault, Fault::Stop | Fault::Kill);
+    let start = Instant::now();
     match fault {
         Fault::Stop => docker(&["stop", &container])?,
-        Fault::Kill => kill(compose, victim)?,
+        Fault::Kill => kill(compose, service)?,
         Fault::Pause => docker(&["pause", &container])?,
         Fault::Disconnect => docker(&["network", "disconnect", &network(), &container])?,
     };
@@ -89,31 +116,30 @@ fn one(compose: &Compose, http: &Http, (victim, with): (&str, &[&str]), fault: F
         Fault::Stop => docker(&["start", &container])?,
         Fault::Kill => String::new(),
         Fault::Pause => docker(&["unpause", &container])?,
-        Fault::Disconnect => docker(&["network", "connect", "--alias", victim, &network(), &container])?,
+        Fault::Disconnect => docker(&["network", "connect", "--alias", service, &network(), &container])?,
     };
     let over = Instant::now();
-    let anew: Vec<&str> = if wanted_life { [&[victim], with].concat() } else { Vec::new() };
-    let recovered = recover(compose, http, (victim, &anew), &before);
+    let anew: Vec<&str> = if begins_anew { [&[service], with].concat() } else { Vec::new() };
+    let recovered = recover(compose, http, (service, &anew), &before);
     let back = over.elapsed();
     std::thread::sleep(AROUND);
     let ends = load.end()?;
     recovered?;
 
     let after = compose.lives()?;
-    for (service, life) in &before {
-        let same = after.get(service) == Some(life);
-        ensure!(same || *service == victim || with.contains(service), "{service} was started again");
+    for (name, life) in &before {
+        let same = after.get(name) == Some(life);
+        ensure!(same || name == service || with.contains(&name.as_str()), "{name} was started again");
     }
     ensure!(
-        (after.get(victim) != before.get(victim)) == wanted_life,
-        "{victim} lived on, or began anew, unlike what was done to it"
+        (after.get(service) != before.get(service)) == begins_anew,
+        "{service} lived on, or began anew, unlike what was done to it"
     );
     ensure!(ends.finished > 0, "nothing finished");
-    if victim == "prometheus" {
+    if service == "prometheus" {
         ensure!(ends.failures() == 0, "requests failed for want of Prometheus: {:?}", ends.failed);
-    } else if fault == Fault::Stop {
-        shown(compose, victim)?;
     }
+    shown(compose, victim, fault, start, counted)?;
     Ok((ends, back))
 }
 
@@ -129,7 +155,7 @@ fn kill(compose: &Compose, victim: &str) -> Result<String> {
 fn recover(compose: &Compose, http: &Http, (victim, anew): (&str, &[&str]), before: &Lives) -> Result<()> {
     let start = Instant::now();
     for service in anew {
-        while compose.lives()?.get(service) == before.get(service) {
+        while compose.lives()?.get(*service) == before.get(*service) {
             ensure!(start.elapsed() < RECOVERY_MAX, "{service} is not started again");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -152,11 +178,38 @@ fn recover(compose: &Compose, http: &Http, (victim, anew): (&str, &[&str]), befo
     }
 }
 
-/// Prometheus has seen that it was down.
-fn shown(compose: &Compose, victim: &str) -> Result<()> {
-    let query = format!("min_over_time(up{{instance=~\"{victim}:.*\"}}[1m])");
+/// The victim's own figure, as the dashboards have it now.
+fn counted(compose: &Compose, victim: Victim) -> Result<Option<f64>> {
+    let Some(name) = victim.counts else { return Ok(None) };
+    let query = format!("sum({name}{{instance=~\"{}:.*\"}})", victim.service);
     let samples = metrics::query(&compose.published("PROMETHEUS_PORT"), &query)?;
-    let down = samples.iter().any(|s| s["value"][1] == "0");
-    ensure!(down, "Prometheus has not seen that {victim} was down: {samples:?}");
-    Ok(())
+    Ok(samples.first().and_then(|s| s["value"][1].as_str()?.parse().ok()))
+}
+
+/// Dashboards show what was done: that the victim was not seen since `start`, or that it counts from nothing again. What is done to
+/// Prometheus itself nobody else sees; it goes on to look.
+fn shown(compose: &Compose, victim: Victim, fault: Fault, start: Instant, counted_before: Option<f64>) -> Result<()> {
+    let (service, asked) = (victim.service, Instant::now());
+    let prometheus = compose.published("PROMETHEUS_PORT");
+    let up = |range_s: u64| -> Result<Vec<Value>> {
+        metrics::query(&prometheus, &format!("min_over_time(up{{instance=~\"{service}:.*\"}}[{range_s}s])"))
+    };
+    loop {
+        let seen = if service == "prometheus" {
+            let engines = metrics::query(&prometheus, "up{job=\"engine\"} == 1").unwrap_or_default();
+            // Younger than the end of what was done to it.
+            let fresh = metrics::query(&prometheus, "time() - timestamp(up{job=\"engine\"}) < 5").unwrap_or_default();
+            engines.len() == 2 && fresh.len() == 2
+        } else if fault == Fault::Kill {
+            let Some(before) = counted_before else { return Ok(()) };
+            counted(compose, victim)?.is_some_and(|now| now < before)
+        } else {
+            up(start.elapsed().as_secs() + 1)?.iter().any(|s| s["value"][1] == "0")
+        };
+        if seen {
+            return Ok(());
+        }
+        ensure!(asked.elapsed() < SHOWN_MAX, "Prometheus has not seen what was done to {service}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }

@@ -1,11 +1,12 @@
 //! The images: built by the script that users call, small, without a shell, the same every time.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::compose::{Compose, TAG, directory, docker};
+use super::compose::{BASE, Compose, TAG, directory, docker, output};
 use crate::build;
 
 /// Images, and the most that each may have, MiB.
@@ -13,22 +14,61 @@ const IMAGES: [(&str, u64); 6] =
     [("libs", 64), ("vnpu-daemon", 64), ("engine", 64), ("gateway", 64), ("loadgen", 64), ("prometheus", 256)];
 /// Tag of the second build.
 const AGAIN: &str = "test-again";
+/// What the stages of docker/Dockerfile that no image is made of are labelled with.
+const STAGE: &str = "label=flexnpu.stage";
+/// Runs and does nothing: in the place of an image that cannot be made here.
+pub const STAND_IN: &str = "flexnpu-stand-in:test";
+/// An OpenTelemetry collector: rotel, as published.
+pub const COLLECTOR: &str = "flexnpu-collector:test";
 
 /// Builds all, from the programs of this build and the base that `docker/base.sh` makes.
 ///
 /// # Errors
 /// If that fails, with its last words.
 pub fn build(tag: &str, anew: bool) -> Result<()> {
-    if docker(&["image", "inspect", "flexnpu-base"]).is_err() {
-        super::compose::output(Command::new(directory().join("base.sh")).current_dir(build::root()))?;
+    if docker(&["image", "inspect", BASE]).is_err() {
+        output(Command::new(directory().join("base.sh")).arg(BASE).current_dir(build::root()))?;
     }
     let mut command = Command::new(directory().join("build.sh"));
     command.args(["--binaries", "target/release"]).current_dir(build::root());
-    command.env("TAG", tag).env("BASE", "flexnpu-base");
+    command.env("TAG", tag).env("BASE", BASE);
     if anew {
         command.env("NO_CACHE", "1");
     }
-    super::compose::output(&mut command).map(drop)
+    output(&mut command).map(drop)
+}
+
+/// Makes an image that does nothing.
+///
+/// # Errors
+/// If Docker does not.
+pub fn stand_in() -> Result<()> {
+    made(STAND_IN, "CMD [\"/bin/sleep\", \"infinity\"]\n", None)
+}
+
+/// Makes an image of an OpenTelemetry collector that somebody else wrote and that writes what it gets to its log.
+///
+/// # Errors
+/// If it cannot be installed, or Docker does not make the image.
+pub fn collector() -> Result<()> {
+    let python = system_tests::python::with_requirements("tests/python/otel.txt")?;
+    let program = output(Command::new(python).args(["-c", "import rotel; print(rotel.__path__[0] + '/rotel-agent')"]))?;
+    // The arguments are those of another collector: a shell takes them for its own and does not use them.
+    let run = "COPY rotel-agent /usr/bin/\n\
+               ENV ROTEL_OTLP_HTTP_ENDPOINT=0.0.0.0:4318 ROTEL_EXPORTER=blackhole ROTEL_DEBUG_LOG=traces,metrics \\\n\
+               \u{20}   ROTEL_DEBUG_LOG_VERBOSITY=detailed\n\
+               ENTRYPOINT [\"/bin/sh\", \"-c\", \"exec /usr/bin/rotel-agent start\"]\n";
+    made(COLLECTOR, run, Some(program.trim().as_ref()))
+}
+
+/// Makes an image on the base; `file` may be copied from.
+fn made(image: &str, lines: &str, file: Option<&Path>) -> Result<()> {
+    let dir = stack::scratch()?;
+    std::fs::write(dir.path().join("Dockerfile"), format!("FROM {BASE}\nLABEL flexnpu.stage=test\n{lines}"))?;
+    if let Some((file, name)) = file.and_then(|file| Some((file, file.file_name()?))) {
+        std::fs::copy(file, dir.path().join(name))?;
+    }
+    output(Command::new("docker").args(["build", "--quiet", "--tag", image]).arg(dir.path())).map(drop)
 }
 
 /// They are small, and there is no shell in them.
@@ -91,10 +131,26 @@ fn inspect(image: &str) -> Result<Value> {
     Ok(all[0].clone())
 }
 
-/// Removes all of a tag.
+/// Removes all of a tag, and stages that no image needs any more: the classic builder leaves them as images without a name.
 pub fn remove(tag: &str) {
-    for (name, _) in IMAGES {
-        // It may not have been built.
-        let _ = docker(&["image", "rm", "--force", &format!("flexnpu-{name}:{tag}")]);
+    let mut names: Vec<String> = IMAGES.map(|(name, _)| format!("flexnpu-{name}:{tag}")).to_vec();
+    if tag == TAG {
+        names.extend([STAND_IN, COLLECTOR].map(str::to_owned));
     }
+    for name in names {
+        // It may not have been built.
+        let _ = docker(&["image", "rm", "--force", &name]);
+    }
+    let _ = docker(&["image", "prune", "--force", "--filter", STAGE]);
+}
+
+/// Images that a test has left: those of its tags, and stages without a name.
+///
+/// # Errors
+/// If Docker does not answer.
+pub fn remain() -> Result<Vec<String>> {
+    let stages = docker(&["image", "ls", "-aq", "--filter", "dangling=true", "--filter", STAGE])?;
+    let tagged =
+        docker(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=flexnpu-*:test*"])?;
+    Ok(stages.lines().chain(tagged.lines()).map(str::to_owned).collect())
 }

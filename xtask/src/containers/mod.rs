@@ -9,12 +9,14 @@ mod images;
 mod load;
 mod queries;
 mod rolling;
+mod trace;
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use system_tests::{docs, metrics};
 
 use crate::build;
 use crate::test::Tally;
@@ -24,6 +26,9 @@ use compose::{Compose, directory};
 const SERVICES: [&str; 6] = ["vnpu-daemon-0", "vnpu-daemon-1", "engine-0", "engine-1", "gateway", "prometheus"];
 /// What the demo's table is made of here: fewer requests than a user's.
 const PROMPTS: &str = "20";
+
+/// Until Prometheus has looked at everyone: some of its looks.
+const LOOKED_AT_MAX: Duration = Duration::from_secs(30);
 
 /// A step's name and what it does.
 type Step = (&'static str, fn(&mut Compose) -> Result<()>);
@@ -41,32 +46,47 @@ pub fn run(filter: &str) -> Result<Tally> {
     build::programs()?;
     let start = Instant::now();
     images::build(compose::TAG, false)?;
+    images::stand_in()?;
     println!("   images in {} s", start.elapsed().as_secs());
-    let mut compose = Compose::new()?;
-    let steps: [Step; 8] = [
+    let tally = tried(&mut Compose::new()?, filter);
+    images::remove(compose::TAG);
+    let (mut tally, left) = (tally, [Compose::remains()?, images::remain()?].concat());
+    if left.is_empty() {
+        tally.passed += 1;
+    } else {
+        println!("stack nothing_is_left_behind ... FAILED: {}", left.join(", "));
+        tally.failed += 1;
+    }
+    Ok(tally)
+}
+
+/// What comes later stands on what comes first: these are always run, in this order.
+const STANDS_ON: [&str; 2] = ["stack_starts_and_answers_with_a_key", "replicas_start_and_prometheus_looks_at_each"];
+
+fn tried(compose: &mut Compose, filter: &str) -> Tally {
+    let steps: [Step; 11] = [
+        ("commands_of_the_documentation_run", documented),
+        ("every_profile_is_sound", profiles),
         ("images_are_small_and_have_no_shell", |_| images::look()),
-        ("stack_starts_and_answers_with_a_key", started),
+        (STANDS_ON[0], started),
         ("containers_have_no_root_and_nothing_to_write_to", |compose| images::confined(compose, &SERVICES)),
         ("load_generator_prints_the_table_of_the_demo", table),
         ("every_query_has_an_answer_from_the_stacks_own_prometheus", queries::all),
-        ("each_container_fails_in_every_way_and_all_recovers", |compose| {
-            replicas(compose)?;
-            faults::all(compose, &key("demo_key")?)
-        }),
+        (STANDS_ON[1], replicas),
+        ("each_container_fails_in_every_way_and_all_recovers", |compose| faults::all(compose, &key("demo_key")?)),
         ("rolling_restart_of_gateways_and_engines_drops_no_request", |compose| {
             rolling::all(compose, &key("load_key")?)
         }),
-        ("images_are_the_same_when_built_again", |_| images::again()),
+        ("requests_are_traced_to_a_collector", |compose| trace::all(compose, &key("demo_key")?)),
     ];
+    let again: Step = ("images_are_the_same_when_built_again", |_| images::again());
     let mut tally = Tally::default();
-    for (name, step) in steps {
-        // What comes later stands on what comes first.
-        let wanted = name.contains(filter) || name.starts_with("stack_starts") || name.starts_with("each_container");
-        if !wanted {
+    for (name, step) in steps.into_iter().chain([again]) {
+        if !name.contains(filter) && !STANDS_ON.contains(&name) {
             continue;
         }
         let start = Instant::now();
-        match step(&mut compose) {
+        match step(compose) {
             Ok(()) => {
                 println!("stack {name} ... ok ({} s)", start.elapsed().as_secs());
                 tally.passed += 1;
@@ -78,9 +98,39 @@ pub fn run(filter: &str) -> Result<Tally> {
             }
         }
     }
-    drop(compose);
-    images::remove(compose::TAG);
-    Ok(tally)
+    compose.down();
+    tally
+}
+
+/// Every command of the documentation that wants images and containers, as it stands there. Each page ends what it started.
+fn documented(compose: &mut Compose) -> Result<()> {
+    compose.set("LOADGEN_PROMPTS", PROMPTS);
+    let around = compose.surroundings();
+    let mut commands = 0;
+    for page in docs::pages()? {
+        let ran = docs::run_page_in(&page, &["docker"], &around, &mut |command| println!("   {command}"));
+        if ran.as_ref().map_or(true, |&count| count > 0) {
+            compose.down();
+        }
+        commands += ran?;
+    }
+    ensure!(commands >= 8, "only {commands} commands");
+    Ok(())
+}
+
+/// Compose takes the file with each profile, those too whose images cannot be had here.
+fn profiles(compose: &mut Compose) -> Result<()> {
+    for profile in compose::PROFILES {
+        let services = compose.run(&["--profile", profile, "config", "--services"])?;
+        let own = match profile {
+            "load" => "loadgen",
+            "vllm" => "vllm",
+            "trace" => "otel-collector",
+            _ => "vllm-ascend",
+        };
+        ensure!(services.lines().any(|service| service == own), "no {own} in the profile {profile}: {services}");
+    }
+    Ok(())
 }
 
 /// A key that `docker/build.sh` has made.
@@ -120,8 +170,28 @@ fn table(compose: &mut Compose) -> Result<()> {
     Ok(())
 }
 
-/// Two gateways and two engines of one model from now on.
+/// Two gateways and two engines of one model from now on; Prometheus looks at all of them.
 fn replicas(compose: &mut Compose) -> Result<()> {
     compose.with_file("replicas.yaml");
-    compose.up(&[&SERVICES[..], &["gateway-b", "front"]].concat())
+    compose.up(&[&SERVICES[..], &["gateway-b", "front"]].concat())?;
+    let (start, prometheus) = (Instant::now(), compose.published("PROMETHEUS_PORT"));
+    let mut wanted: Vec<String> = ["gateway", "gateway-b", "front"].map(|name| format!("{name}:9090")).to_vec();
+    wanted.extend([0, 1].map(|index| format!("engine-{index}:8000")));
+    wanted.extend([0, 1].map(|index| format!("vnpu-daemon-{index}:7070")));
+    wanted.sort();
+    loop {
+        let up = metrics::query(&prometheus, "up == 1").unwrap_or_default();
+        let mut up: Vec<&str> = up.iter().filter_map(|s| s["metric"]["instance"].as_str()).collect();
+        up.sort_unstable();
+        if up == wanted {
+            break;
+        }
+        ensure!(start.elapsed() < LOOKED_AT_MAX, "Prometheus sees {up:?}, not {wanted:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    // Whoever stands in front must not count requests a second time.
+    let twice =
+        metrics::query(&prometheus, "{job=\"front\",__name__=~\"gateway_requests.*|gen_ai.*|gateway_tenant.*\"}")?;
+    ensure!(twice.is_empty(), "counted twice: {twice:?}");
+    Ok(())
 }

@@ -24,13 +24,8 @@ pub fn all(compose: &mut Compose) -> Result<()> {
     for name in ["demo_key", "load_key"] {
         loads.push(Load::start(&gateway.with_header("authorization", &format!("Bearer {}", key(name)?))));
     }
-    let plain = |expr: &str| {
-        [("$__rate_interval", "30s"), ("$__range", "1m"), ("$tenant", ".*")]
-            .iter()
-            .fold(expr.to_owned(), |e, (a, b)| e.replace(a, b))
-    };
-    let mut open: Vec<(String, String)> =
-        dashboards::queries()?.into_iter().map(|(place, expr)| (place, plain(&expr))).collect();
+    let plain = |(place, expr): (String, String)| (place, dashboards::plain(&expr, "1m"));
+    let mut open: Vec<(String, String)> = dashboards::queries()?.into_iter().map(plain).collect();
     let asked = open.len();
     let start = Instant::now();
     // What a text teaches about its tokens, and who is refused: the clients of the load send numbers and have keys.
