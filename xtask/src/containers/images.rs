@@ -43,7 +43,7 @@ pub fn build(tag: &str, anew: bool) -> Result<()> {
 /// # Errors
 /// If Docker does not.
 pub fn stand_in() -> Result<()> {
-    made(STAND_IN, "CMD [\"/bin/sleep\", \"infinity\"]\n", None)
+    made(STAND_IN, r#"CMD ["/bin/sleep", "infinity"]"#, None)
 }
 
 /// Makes an image of an OpenTelemetry collector that somebody else wrote and that writes what it gets to its log.
@@ -54,10 +54,11 @@ pub fn collector() -> Result<()> {
     let python = system_tests::python::with_requirements("tests/python/otel.txt")?;
     let program = output(Command::new(python).args(["-c", "import rotel; print(rotel.__path__[0] + '/rotel-agent')"]))?;
     // The arguments are those of another collector: a shell takes them for its own and does not use them.
-    let run = "COPY rotel-agent /usr/bin/\n\
-               ENV ROTEL_OTLP_HTTP_ENDPOINT=0.0.0.0:4318 ROTEL_EXPORTER=blackhole ROTEL_DEBUG_LOG=traces,metrics \\\n\
-               \u{20}   ROTEL_DEBUG_LOG_VERBOSITY=detailed\n\
-               ENTRYPOINT [\"/bin/sh\", \"-c\", \"exec /usr/bin/rotel-agent start\"]\n";
+    let run = r#"RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libpython3.11 >/dev/null
+COPY rotel-agent /usr/bin/
+ENTRYPOINT ["/bin/sh", "-c", "exec /usr/bin/rotel-agent start --exporter blackhole --otlp-http-endpoint 0.0.0.0:4318 \
+--debug-log traces --debug-log metrics --debug-log-verbosity detailed"]
+"#;
     made(COLLECTOR, run, Some(program.trim().as_ref()))
 }
 
