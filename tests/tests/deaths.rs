@@ -1,10 +1,11 @@
 //! What dies and what must live on.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use stack::{Gateway, StreamEvent, Via};
-use system_tests::{MODEL, Path, greedy, tiny_engine, wait_for};
+use stack::{Daemon, Gateway, StreamEvent, Via};
+use system_tests::{FUNCTIONAL, MODEL, Path, greedy, tiny_engine, wait_for};
 
 fn endless() -> serde_json::Value {
     json!({ "model": MODEL, "prompt": "Hello", "max_tokens": 1900, "ignore_eos": true, "temperature": 0 })
@@ -59,6 +60,68 @@ fn killed_daemon_is_an_error_to_the_engine_never_a_hang() {
             assert!(!status.success(), "{status}");
         }
     }
+}
+
+/// Only an answer that had begun may end for want of its device.
+#[test]
+fn clients_of_a_killed_daemon_are_served_by_another_engine() {
+    let dir = stack::scratch().unwrap();
+    let mut daemons = ["npu0", "npu1"].map(|name| Daemon::start_named(dir.path(), name, FUNCTIONAL, "phase").unwrap());
+    let engines = [0, 1].map(|i| tiny_engine(&Via::Daemon(&daemons[i]), None, &["--failed-exit-delay-s", "2"]));
+    let config: String = engines
+        .iter()
+        .enumerate()
+        .map(|(i, e)| format!("[[engines]]\nname = \"e{i}\"\naddress = \"{}\"\n", e.http.authority()))
+        .collect();
+    let file = dir.path().join("gateway.toml");
+    std::fs::write(&file, config).unwrap();
+    let gateway = Gateway::configured(&file, &[]).unwrap();
+    let body = json!({ "model": MODEL, "prompt": [1, 2, 3], "max_tokens": 100, "ignore_eos": true });
+    let over = AtomicBool::new(false);
+    let asked = AtomicUsize::new(0);
+    let ended: Vec<String> = std::thread::scope(|scope| {
+        let client = |streams: bool| {
+            let (http, body, over, asked) = (&gateway.http, &body, &over, &asked);
+            scope.spawn(move || {
+                let mut failed = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    if !streams {
+                        failed.extend(http.post_json("/v1/completions", body).err().map(|e| format!("plain: {e:#}")));
+                        continue;
+                    }
+                    match http.stream("/v1/completions", body) {
+                        Err(e) => failed.push(format!("stream refused: {e:#}")),
+                        Ok(stream) => {
+                            let mut begun = false;
+                            for event in stream {
+                                match event {
+                                    Ok(StreamEvent::Text(..)) => begun = true,
+                                    Ok(StreamEvent::Error(e)) if !begun => failed.push(format!("stream: {e}")),
+                                    Ok(_) => {}
+                                    Err(e) => failed.push(format!("stream broke off: {e:#}")),
+                                }
+                            }
+                        }
+                    }
+                }
+                failed
+            })
+        };
+        let clients: Vec<_> = (0..8).map(|i| client(i % 2 == 0)).collect();
+        let later = |more: usize| {
+            let from = asked.load(Ordering::Relaxed);
+            wait_for("clients to go on", || asked.load(Ordering::Relaxed) >= from + more);
+        };
+        later(40);
+        daemons[0].program.kill();
+        later(80);
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    assert!(ended.is_empty(), "{ended:#?}");
+    let retried = gateway.admin().unwrap().metric("gateway_retries_total").unwrap();
+    assert!(retried > 0.0, "nobody met the lost device: the test has shown nothing");
 }
 
 #[test]

@@ -139,6 +139,9 @@ fn one(compose: &Compose, http: &Http, victim: Victim, fault: Fault) -> Result<(
     if service == "prometheus" {
         ensure!(ends.failures() == 0, "requests failed for want of Prometheus: {:?}", ends.failed);
     }
+    if service.starts_with("vnpu-daemon") || service.starts_with("engine") {
+        ensure!(ends.before_anything == 0, "requests failed although another engine was there: {:?}", ends.failed);
+    }
     shown(compose, victim, fault, start, counted)?;
     Ok((ends, back))
 }

@@ -25,6 +25,8 @@ pub struct Ends {
     pub finished: usize,
     /// Failures by what the client was told.
     pub failed: BTreeMap<String, usize>,
+    /// Failures of requests that are not streamed: nothing of their answers had come.
+    pub before_anything: usize,
     /// Longest request.
     pub longest: Duration,
 }
@@ -40,6 +42,7 @@ impl Ends {
         for (what, count) in other.failed {
             *self.failed.entry(what).or_default() += count;
         }
+        self.before_anything += other.before_anything;
         self.longest = self.longest.max(other.longest);
     }
 }
@@ -83,6 +86,7 @@ fn ask_on(http: &Http, streams: bool, over: &AtomicBool) -> Result<Ends> {
         match ask(http, streams) {
             Ok(()) => ends.finished += 1,
             Err(error) => {
+                ends.before_anything += usize::from(!streams);
                 *ends.failed.entry(words(&error)?).or_default() += 1;
                 std::thread::sleep(PAUSE);
             }

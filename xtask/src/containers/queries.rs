@@ -20,6 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub fn all(compose: &mut Compose) -> Result<()> {
     let prometheus = compose.published("PROMETHEUS_PORT");
     let gateway = compose.published("GATEWAY_PORT");
+    // A limit is shown where there is one.
+    let limit = r#"{"memory_limit_bytes":1000000000}"#;
+    let (status, answer) = compose.inside("vnpu-daemon-0", 7070)?.send("PUT", "/v1/tenants/default", limit)?;
+    ensure!(status == 200, "a limit for the tenant: {status} {answer}");
     let mut loads = Vec::new();
     for name in ["demo_key", "load_key"] {
         loads.push(Load::start(&gateway.with_header("authorization", &format!("Bearer {}", key(name)?))));
