@@ -269,6 +269,23 @@ mod tests {
         assert_eq!((executions, coverage_before, coverage, corpus, memory_mib), (5000, 100, 120, 25, 70));
     }
 
+    /// Only `./x fuzz` builds with it: a crate of the workspace that gets a dependency would break that, and nothing else.
+    #[test]
+    fn the_lock_file_is_that_of_the_crates() {
+        let mut command = Command::new(env!("CARGO"));
+        command.args([
+            "metadata",
+            "--locked",
+            "--format-version",
+            "1",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ]);
+        let out = command.current_dir(build::root().join("fuzz")).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "run `cargo metadata` in fuzz/ once and commit its Cargo.lock: {said}");
+    }
+
     #[test]
     fn every_target_has_seeds_and_a_program() {
         let manifest = std::fs::read_to_string(build::root().join("fuzz/Cargo.toml")).unwrap();

@@ -38,6 +38,8 @@ const VICTIMS: [Victim; 5] = [
 const AROUND: Duration = Duration::from_secs(1);
 /// Until everything works again after the fault is over.
 const RECOVERY_MAX: Duration = Duration::from_secs(90);
+/// Between two looks of Prometheus.
+const LOOK_EVERY_S: u64 = 5;
 /// Until Prometheus has it: two of its looks, and some.
 const SHOWN_MAX: Duration = Duration::from_secs(15);
 /// Requests in a row that must succeed then.
@@ -101,7 +103,6 @@ fn one(compose: &Compose, http: &Http, victim: Victim, fault: Fault) -> Result<(
     let before = compose.lives()?;
     let load = Load::start(http);
     std::thread::sleep(AROUND);
-    let counted = if fault == Fault::Kill { counted(compose, victim)? } else { None };
     let container = compose.container(service)?;
     let begins_anew = matches!(fault, Fault::Stop | Fault::Kill);
     let start = Instant::now();
@@ -142,7 +143,7 @@ fn one(compose: &Compose, http: &Http, victim: Victim, fault: Fault) -> Result<(
     if service.starts_with("vnpu-daemon") || service.starts_with("engine") {
         ensure!(ends.before_anything == 0, "requests failed although another engine was there: {:?}", ends.failed);
     }
-    shown(compose, victim, fault, start, counted)?;
+    shown(compose, victim, fault, start)?;
     Ok((ends, back))
 }
 
@@ -181,21 +182,13 @@ fn recover(compose: &Compose, http: &Http, (victim, anew): (&str, &[&str]), befo
     }
 }
 
-/// The victim's own figure, as the dashboards have it now.
-fn counted(compose: &Compose, victim: Victim) -> Result<Option<f64>> {
-    let Some(name) = victim.counts else { return Ok(None) };
-    let query = format!("sum({name}{{instance=~\"{}:.*\"}})", victim.service);
-    let samples = metrics::query(&compose.published("PROMETHEUS_PORT"), &query)?;
-    Ok(samples.first().and_then(|s| s["value"][1].as_str()?.parse().ok()))
-}
-
 /// Dashboards show what was done: that the victim was not seen since `start`, or that it counts from nothing again. What is done to
 /// Prometheus itself nobody else sees; it goes on to look.
-fn shown(compose: &Compose, victim: Victim, fault: Fault, start: Instant, counted_before: Option<f64>) -> Result<()> {
+fn shown(compose: &Compose, victim: Victim, fault: Fault, start: Instant) -> Result<()> {
     let (service, asked) = (victim.service, Instant::now());
     let prometheus = compose.published("PROMETHEUS_PORT");
-    let up = |range_s: u64| -> Result<Vec<Value>> {
-        metrics::query(&prometheus, &format!("min_over_time(up{{instance=~\"{service}:.*\"}}[{range_s}s])"))
+    let over = |function: &str, metric: &str, range_s: u64| -> Result<Vec<Value>> {
+        metrics::query(&prometheus, &format!("{function}({metric}{{instance=~\"{service}:.*\"}}[{range_s}s])"))
     };
     loop {
         let seen = if service == "prometheus" {
@@ -204,10 +197,11 @@ fn shown(compose: &Compose, victim: Victim, fault: Fault, start: Instant, counte
             let fresh = metrics::query(&prometheus, "time() - timestamp(up{job=\"engine\"}) < 5").unwrap_or_default();
             engines.len() == 2 && fresh.len() == 2
         } else if fault == Fault::Kill {
-            let Some(before) = counted_before else { return Ok(()) };
-            counted(compose, victim)?.is_some_and(|now| now < before)
+            let Some(metric) = victim.counts else { return Ok(()) };
+            // With a look from before.
+            over("resets", metric, start.elapsed().as_secs() + LOOK_EVERY_S + 1)?.iter().any(|s| s["value"][1] != "0")
         } else {
-            up(start.elapsed().as_secs() + 1)?.iter().any(|s| s["value"][1] == "0")
+            over("min_over_time", "up", start.elapsed().as_secs() + 1)?.iter().any(|s| s["value"][1] == "0")
         };
         if seen {
             return Ok(());
