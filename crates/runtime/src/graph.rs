@@ -14,6 +14,8 @@ use acl_abi::OpCall;
 use parking_lot::Mutex;
 use wire::{ArenaRange, Exchange, HostSource, Record, ValueCondition};
 
+use crate::steps::StepKey;
+
 /// Graphs of one session. vLLM captures one for every piece of a model and every batch size: a few thousand.
 pub const GRAPHS_MAX: usize = 8192;
 /// Nodes of all graphs of one session.
@@ -23,8 +25,18 @@ pub const BYTES_MAX: usize = 512 << 20;
 /// Lanes of one graph.
 pub const LANES_MAX: usize = 64;
 
-/// An operator's arguments that an update may replace; kept alive by launches that have not got there.
-pub type Replaceable = Arc<Mutex<OpCall>>;
+/// An operator of a group.
+#[derive(Debug)]
+pub struct Grouped {
+    /// Its arguments, which an update may replace.
+    pub call: OpCall,
+    /// The step of a launch that it is the first attention of, until what it works on is known: at the first update behind the launch,
+    /// or when it starts.
+    pub step: Option<StepKey>,
+}
+
+/// An operator of a group; kept alive by launches that have not got there.
+pub type Replaceable = Arc<Mutex<Grouped>>;
 
 /// A copy from the host, owned.
 #[derive(Clone, Debug)]
@@ -140,21 +152,22 @@ impl Graph {
         Ok(bytes)
     }
 
-    /// Replaces the arguments of the `index`-th operator of a group.
+    /// Replaces the arguments of the `index`-th operator of a group; the step that hangs on them.
     ///
     /// # Errors
     /// No such operator, or another operator than was captured.
-    pub fn update(&mut self, group: u32, index: u32, call: &OpCall) -> Result<(), String> {
+    pub fn update(&mut self, group: u32, index: u32, call: &OpCall) -> Result<Option<StepKey>, String> {
         let nodes = self.groups.iter().find(|(id, _)| *id == group).map(|(_, nodes)| nodes);
         let node = nodes.and_then(|nodes| nodes.get(index as usize)).copied();
         let node = node.ok_or_else(|| format!("task group {group} has no operator number {index}"))?;
         let Kind::Grouped(held) = &self.nodes[node].kind else { return Err("not an operator".to_owned()) };
         let mut held = held.lock();
-        if held.op != call.op {
-            return Err(format!("operator {index} of the task group is {}, not {}", held.op.name(), call.op.name()));
+        if held.call.op != call.op {
+            let (is, wanted) = (held.call.op.name(), call.op.name());
+            return Err(format!("operator {index} of the task group is {is}, not {wanted}"));
         }
-        held.copy_from(call);
-        Ok(())
+        held.call.copy_from(call);
+        Ok(held.step.take())
     }
 }
 
@@ -171,7 +184,7 @@ impl Kind {
         };
         match self {
             Self::Op(call) => of_call(call),
-            Self::Grouped(call) => of_call(&call.lock()),
+            Self::Grouped(call) => of_call(&call.lock().call),
             Self::In { source: Source::Bytes(bytes), .. } => bytes.len(),
             Self::Exchange(_, e) => size_of::<Exchange>() + size_of_val(&e.sends[..]) + size_of_val(&e.receives[..]),
             _ => 0,
@@ -186,7 +199,9 @@ fn kind_of(record: &Record<'_>, call: &OpCall, grouped: bool) -> Result<(u32, Ki
         own
     };
     Ok(match *record {
-        Record::Op { stream } if grouped => (stream, Kind::Grouped(Arc::new(Mutex::new(owned())))),
+        Record::Op { stream } if grouped => {
+            (stream, Kind::Grouped(Arc::new(Mutex::new(Grouped { call: owned(), step: None }))))
+        }
         Record::Op { stream } => (stream, Kind::Op(Box::new(owned()))),
         Record::CopyIn { dst, source, stream: Some(stream), reply: None } => {
             let source = match source {
@@ -232,7 +247,7 @@ mod tests {
         graph.append(&Record::Op { stream: 9 }, &call, 3).unwrap();
         assert_eq!(graph.captured, [7, 9]);
         assert_eq!(graph.groups, [(3, vec![1, 2])]);
-        assert_eq!(graph.update(3, 1, &call), Ok(()));
+        assert_eq!(graph.update(3, 1, &call), Ok(None));
         assert!(graph.update(3, 2, &call).unwrap_err().contains("no operator number 2"));
         assert!(graph.update(4, 0, &call).is_err());
         assert!(graph.update(3, 0, &OpCall::new(ops::aclnnAdd)).unwrap_err().contains("is aclnnAbs, not aclnnAdd"));

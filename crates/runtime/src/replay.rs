@@ -148,8 +148,12 @@ impl Core {
         if !matches!(record, Record::Op { .. }) {
             return Err("only operators can be replaced".to_owned());
         }
-        let held = self.tenant(session).0.graphs.get_mut(&graph).ok_or_else(|| format!("no graph {graph}"))?;
-        held.update(group, index, scratch)
+        let (tenant, _) = self.tenants.get_mut(&session).expect("checked on entry of `record`");
+        let held = tenant.graphs.get_mut(&graph).ok_or_else(|| format!("no graph {graph}"))?;
+        if let Some(step) = held.update(group, index, scratch)? {
+            self.steps.amend(session, step, tenant, scratch);
+        }
+        Ok(())
     }
 
     fn graph_launch(&mut self, session: u64, graph: u32, stream: u32) {
@@ -275,10 +279,10 @@ impl Core {
         let Some((tenant, _)) = self.tenants.get_mut(&session) else { return };
         let Some(state) = tenant.streams.get_mut(&stream) else { return };
         let weighed = {
-            let call = call.lock();
-            let place = (session, stream);
-            let phase = self.steps.observe(self.time, place, state, &mut tenant.requests, &call);
-            Weighed { work: sched::work(&call), phase, label: Label::op(call.op) }
+            let mut held = call.lock();
+            let (phase, step) = self.steps.observe_replaceable(self.time, (session, stream), state, &held.call);
+            held.step = step;
+            Weighed { work: sched::work(&held.call), phase, label: Label::op(held.call.op) }
         };
         let physical = state.physical;
         let token = self.items.insert(session, Purpose::Work(Some(stream)), |entry| entry.late = Some(call));
@@ -291,7 +295,14 @@ impl Core {
         let Some(call) = entry.late.take() else { return true };
         let Some((tenant, _)) = self.tenants.get_mut(&entry.session) else { return false };
         let mut own = OpCall::new(acl_abi::OpId(0));
-        own.copy_from(&call.lock());
+        let step = {
+            let mut held = call.lock();
+            own.copy_from(&held.call);
+            held.step.take()
+        };
+        if let Some(step) = step {
+            self.steps.amend(entry.session, step, tenant, &own);
+        }
         entry.work = sched::work(&own);
         match translate::translate(&mut own, &mut tenant.space, &mut entry.pins) {
             Ok(()) => {

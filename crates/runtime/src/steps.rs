@@ -97,10 +97,28 @@ pub struct RequestSnapshot {
     pub silent_ns: Nanos,
 }
 
+/// A step of a stream, by which it is found again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepKey {
+    stream: u32,
+    /// As [`sched::Classifier::serial`].
+    serial: u64,
+}
+
+/// A step that has ended.
+#[derive(Debug)]
+struct Ended {
+    step: Step,
+    session: u64,
+    key: StepKey,
+    requests: Vec<u64>,
+}
+
 /// Steps that have ended.
 #[derive(Debug, Default)]
 pub(crate) struct StepLog {
-    kept: VecDeque<StepSnapshot>,
+    kept: VecDeque<Ended>,
+    /// Number of the next one.
     next: u64,
     /// Reused for each step's match.
     sequences: Vec<Sequence>,
@@ -142,22 +160,70 @@ impl StepLog {
         if !stream.classifier.attended() {
             return phase;
         }
-        self.sequences.clear();
-        self.whose.clear();
         stream.whose.clear();
         stream.unclaimed.clear();
-        sequences(call, &mut self.sequences);
-        if self.sequences.is_empty() {
-            return phase;
+        match self.assign(requests, call) {
+            None => phase,
+            Some((decoding, prefilling)) => {
+                self.list(stream);
+                if requests.is_empty() { phase } else { stream.classifier.correct(decoding, prefilling) }
+            }
         }
-        let (decoding, prefilling) = requests.assign(&self.sequences, &mut self.whose);
+    }
+
+    /// As [`Self::observe`], of an operator whose arguments may yet be replaced, as those of a captured graph's attention are.
+    /// Where its step hangs on them, the step: [`Self::amend`] wants it back with the arguments that hold. Requests are
+    /// matched then.
+    pub fn observe_replaceable(
+        &mut self,
+        now: Nanos,
+        (session, id): (u64, u32),
+        stream: &mut Stream,
+        call: &OpCall,
+    ) -> (Phase, Option<StepKey>) {
+        let phase = stream.classifier.observe(now, call);
+        self.take_finished(session, id, stream);
+        let key = stream.classifier.attended().then(|| {
+            stream.whose.clear();
+            stream.unclaimed.clear();
+            StepKey { stream: id, serial: stream.classifier.serial() }
+        });
+        (phase, key)
+    }
+
+    /// The first attention of a step that is open or has ended works on what `call` says.
+    pub fn amend(&mut self, session: u64, key: StepKey, tenant: &mut Tenant, call: &OpCall) {
+        let Some(batch) = sched::phase::attention_batch(call) else { return };
+        let Some(assigned) = self.assign(&mut tenant.requests, call) else { return };
+        let counts = if tenant.requests.is_empty() { (batch.decoding, batch.prefilling) } else { assigned };
+        match tenant.streams.get_mut(&key.stream) {
+            Some(stream) if stream.classifier.serial() == key.serial => {
+                stream.classifier.amend(&batch, counts);
+                self.list(stream);
+            }
+            _ => {
+                let mut newest_first = self.kept.iter_mut().rev();
+                if let Some(ended) = newest_first.find(|e| e.session == session && e.key == key) {
+                    ended.step.amend(&batch, counts);
+                    ended.requests = self.whose.iter().flatten().copied().take(REQUESTS_LISTED_MAX).collect();
+                }
+            }
+        }
+    }
+
+    /// Finds whose an attention operator's sequences are; how many decode, and how many do not. `None` without any.
+    fn assign(&mut self, requests: &mut Requests, call: &OpCall) -> Option<(u64, u64)> {
+        self.sequences.clear();
+        self.whose.clear();
+        sequences(call, &mut self.sequences);
+        (!self.sequences.is_empty()).then(|| requests.assign(&self.sequences, &mut self.whose))
+    }
+
+    /// Notes what [`Self::assign`] found with the open step of a stream.
+    fn list(&self, stream: &mut Stream) {
         stream.whose.extend(self.whose.iter().flatten().take(REQUESTS_LISTED_MAX));
         let nobodys = self.sequences.iter().zip(&self.whose).filter(|(s, id)| id.is_none() && s.new == s.context);
         stream.unclaimed.extend(nobodys.map(|(s, _)| s).take(REQUESTS_LISTED_MAX));
-        if requests.is_empty() {
-            return phase;
-        }
-        stream.classifier.correct(decoding, prefilling)
     }
 
     /// The host waits for what a stream ran so far.
@@ -169,21 +235,23 @@ impl StepLog {
     /// A stream is gone: its last step has ended.
     pub fn close(&mut self, session: u64, id: u32, stream: &mut Stream) {
         if let Some(step) = stream.classifier.step().copied() {
-            self.keep(session, id, &step, std::mem::take(&mut stream.whose));
+            let key = StepKey { stream: id, serial: stream.classifier.serial() };
+            self.keep(session, key, step, std::mem::take(&mut stream.whose));
         }
     }
 
     fn take_finished(&mut self, session: u64, id: u32, stream: &mut Stream) {
         if let Some(step) = stream.classifier.take_finished() {
-            self.keep(session, id, &step, std::mem::take(&mut stream.whose));
+            let key = StepKey { stream: id, serial: stream.classifier.serial() - 1 };
+            self.keep(session, key, step, std::mem::take(&mut stream.whose));
         }
     }
 
-    fn keep(&mut self, session: u64, stream: u32, step: &Step, requests: Vec<u64>) {
+    fn keep(&mut self, session: u64, key: StepKey, step: Step, requests: Vec<u64>) {
         if self.kept.len() == STEPS_KEPT_MAX {
             self.kept.pop_front();
         }
-        self.kept.push_back(shown(step, self.next, session, stream, requests, false));
+        self.kept.push_back(Ended { step, session, key, requests });
         self.next += 1;
     }
 }
@@ -283,7 +351,10 @@ impl Core {
 
     /// Steps from number `after` on, those that have ended first, then the open ones.
     pub fn steps(&self, after: u64) -> Vec<StepSnapshot> {
-        let ended = self.steps.kept.iter().filter(|s| s.number >= after).cloned();
+        let first = self.steps.next - self.steps.kept.len() as u64;
+        let numbered = self.steps.kept.iter().zip(first..).filter(|&(_, number)| number >= after);
+        let ended =
+            numbered.map(|(e, number)| shown(&e.step, number, e.session, e.key.stream, e.requests.clone(), false));
         let streams = self.tenants.iter().flat_map(|(&s, (t, _))| t.streams.iter().map(move |(&id, x)| (s, id, x)));
         let open = streams.filter_map(|(session, id, stream)| {
             let step = stream.classifier.step()?;

@@ -5,7 +5,10 @@ mod common;
 use acl_abi::OpCall;
 use common::{Bench, FUNCTIONAL, PACED, add, matmul};
 use runtime::Limits;
-use wire::{Record, Reply};
+use sched::Phase;
+use sched::calls::{Batch, attention};
+use sched::model::Model;
+use wire::{Hint, Record, Reply};
 
 /// Bytes of a record that is a node.
 fn node(record: &Record<'_>, call: Option<&OpCall>) -> Vec<u8> {
@@ -141,6 +144,70 @@ fn groups_take_new_arguments_also_in_launches_under_way() {
     assert!(bench.sync(s, 0).text.contains("aclnnAdd"));
     bench.post(s, &Record::GraphUpdate { graph: 1, group: 7, index: 1, node: &other });
     assert!(bench.device_sync(s).text.contains("no operator number 1"));
+}
+
+/// Attention over sequences of these lengths, a token each; 0 pads.
+fn decode(base: u64, contexts: &[u64]) -> OpCall {
+    at(base, &Batch { queries: vec![1; contexts.len()], contexts: contexts.to_vec(), paged: true })
+}
+
+fn at(base: u64, batch: &Batch) -> OpCall {
+    let mut call = attention(&Model { layers: 1, ..Model::QWEN2_5_7B }, batch);
+    for tensor in &mut call.tensors {
+        tensor.addr = base;
+    }
+    call
+}
+
+#[test]
+fn steps_and_requests_of_a_graph_are_those_of_its_updates() {
+    const GATE: u32 = 5;
+    let mut bench = Bench::new(PACED, "passthrough");
+    let s = bench.open();
+    let base = bench.malloc(s, 8 << 30);
+    stream(&mut bench, s, 1);
+    begin(&mut bench, s, 1, 0);
+    append(&mut bench, s, 1, &Record::FlagWait { stream: 0, flag: GATE }, None);
+    append(&mut bench, s, 1, &Record::FlagClear { stream: 0, flag: GATE }, None);
+    // Captured as vLLM does: four sequences of one token, which looks like four prompts.
+    let captured = node(&Record::Op { stream: 0 }, Some(&decode(base, &[1; 4])));
+    bench.post(s, &Record::GraphNode { graph: 1, group: 7, node: &captured });
+    assert_eq!(end(&mut bench, s, 1).status, 0);
+    let hint = Hint::Admitted {
+        request: 9,
+        prompt_tokens: 40,
+        max_tokens: 20,
+        ttft_deadline_ms: 0,
+        tpot_target_ms: 0,
+        priority: 0,
+        tenant: "blue".to_owned(),
+    };
+    bench.post(s, &Record::Hint(hint));
+    bench.op(s, 0, &at(base, &Batch { paged: true, ..Batch::prefill(40) }));
+    assert_eq!(bench.sync(s, 0).status, 0);
+    let launch = |bench: &mut Bench, update: Option<&[u64]>, between: &mut dyn FnMut(&mut Bench)| {
+        bench.post(s, &Record::GraphLaunch { graph: 1, stream: 0 });
+        between(bench);
+        if let Some(contexts) = update {
+            let replaced = node(&Record::Op { stream: 0 }, Some(&decode(base, contexts)));
+            bench.post(s, &Record::GraphUpdate { graph: 1, group: 7, index: 0, node: &replaced });
+        }
+        bench.post(s, &Record::FlagSet { stream: 1, flag: GATE });
+        assert_eq!(bench.sync(s, 0).status, 0);
+    };
+    launch(&mut bench, Some(&[41, 17, 9, 0]), &mut |_| {});
+    // The graph's step has ended, as far as the stream tells, before it is known what it works on.
+    launch(&mut bench, Some(&[42, 18, 10, 5]), &mut |bench| {
+        bench.op(s, 0, &at(base, &Batch { paged: true, ..Batch::prefill(30) }));
+    });
+    // Not updated: it works on what it did before.
+    launch(&mut bench, None, &mut |_| {});
+    let found: Vec<_> = bench.core.steps(0).iter().map(|s| (s.phase, s.query_tokens, s.key_tokens)).collect();
+    let (prefill, decode) = (Phase::Prefill, Phase::Decode);
+    assert_eq!(found, [(prefill, 40, 40), (decode, 3, 67), (decode, 4, 75), (prefill, 30, 30), (decode, 4, 75)]);
+    let whose: Vec<_> = bench.core.steps(0).into_iter().map(|s| s.requests).collect();
+    assert_eq!(whose, [vec![9], vec![9], vec![9], vec![], vec![]]);
+    assert_eq!(bench.core.requests()[0].context, 42);
 }
 
 #[test]

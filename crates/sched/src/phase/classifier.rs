@@ -41,6 +41,18 @@ pub struct Step {
     /// When its last operator so far was.
     pub last: Nanos,
     looked_up: bool,
+    /// Query tokens of its first attention as it was posted.
+    posted_tokens: u64,
+}
+
+impl Step {
+    /// Its attention turned out to work on `batch`, of which so many sequences decode and so many do not: a captured graph's gets
+    /// its lengths when the step has been posted. Phases that operators were queued under stay.
+    pub fn amend(&mut self, batch: &AttentionBatch, (decoding, prefilling): (u64, u64)) {
+        self.phase = Phase::of(decoding, prefilling).unwrap_or(self.phase);
+        (self.decoding, self.prefilling) = (decoding, prefilling);
+        (self.query_tokens, self.key_tokens) = (batch.query_tokens, batch.key_tokens);
+    }
 }
 
 /// Phase of one stream, remembered between attention operators.
@@ -58,6 +70,8 @@ pub struct Classifier {
     /// The open step's first attention was the last operator.
     attended: bool,
     finished: Option<Step>,
+    /// Steps that have ended.
+    serial: u64,
 }
 
 impl Classifier {
@@ -123,6 +137,20 @@ impl Classifier {
         self.current
     }
 
+    /// Number of the open step, among those of its stream.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// As [`Step::amend`], of the open step.
+    pub fn amend(&mut self, batch: &AttentionBatch, sequences: (u64, u64)) {
+        let before = self.step.phase;
+        self.step.amend(batch, sequences);
+        if self.current == before {
+            self.current = self.step.phase;
+        }
+    }
+
     /// The host waits for what was posted so far.
     pub fn boundary(&mut self) {
         if !self.looks_up && self.step.attention > 0 {
@@ -142,11 +170,12 @@ impl Classifier {
 
     fn finish(&mut self) {
         self.finished = Some(std::mem::take(&mut self.step));
+        self.serial += 1;
     }
 
     fn attend(&mut self, batch: &AttentionBatch) {
         let Some(phase) = Phase::of(batch.decoding, batch.prefilling) else { return };
-        if self.step.attention > 0 && !self.step.looked_up && batch.query_tokens != self.step.query_tokens {
+        if self.step.attention > 0 && !self.step.looked_up && batch.query_tokens != self.step.posted_tokens {
             self.finish();
         }
         let step = &mut self.step;
@@ -154,11 +183,12 @@ impl Classifier {
             step.phase = phase;
             (step.decoding, step.prefilling) = (batch.decoding, batch.prefilling);
             (step.query_tokens, step.key_tokens) = (batch.query_tokens, batch.key_tokens);
+            step.posted_tokens = batch.query_tokens;
             self.attended = true;
         }
         step.attention += 1;
         // The layers of a step work on the same tokens, though some look at fewer keys.
-        self.current = if batch.query_tokens == step.query_tokens { step.phase } else { phase };
+        self.current = if batch.query_tokens == step.posted_tokens { step.phase } else { phase };
         self.tokens = batch.query_tokens;
         self.sequences = batch.prefilling + batch.decoding;
     }

@@ -62,8 +62,13 @@ impl Phase {
 
 /// Phase that an attention operator shows; `None` for other operators and for batches without a sequence.
 pub fn attention_phase(call: &OpCall) -> Option<Phase> {
+    attention_batch(call).and_then(|batch| Phase::of(batch.decoding, batch.prefilling))
+}
+
+/// What an attention operator works on; `None` for other operators and for batches without a sequence.
+pub fn attention_batch(call: &OpCall) -> Option<AttentionBatch> {
     match cost::evidence(call) {
-        Evidence::Attention(AttentionBatch { decoding, prefilling, .. }) => Phase::of(decoding, prefilling),
+        Evidence::Attention(batch) => Some(batch).filter(|b| Phase::of(b.decoding, b.prefilling).is_some()),
         _ => None,
     }
 }
