@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 /// What applications link against or `dlopen`. None of the clients seen asks for a versioned name.
-pub const NAMES: [&str; 24] = [
+pub const NAMES: [&str; 25] = [
     "libascendcl.so",
     "libopapi.so",
     "libnnopbase.so",
     "libhccl.so",
+    "libhcomm.so",
     "libacl_op_compiler.so",
     "libge_runner.so",
     "libgraph.so",

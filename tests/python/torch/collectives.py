@@ -251,7 +251,9 @@ def doomed(rank, port, _, answers):
         answers.put((rank, "no error"))
     except RuntimeError as error:
         answers.put((rank, support.failure(error)))
-    # What PyTorch does with a group that is broken is its own business.
+    # What PyTorch does with a group that is broken is its own business. A queue is written by a thread.
+    answers.close()
+    answers.join_thread()
     os._exit(0)
 
 
