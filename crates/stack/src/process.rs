@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::START_TIME_MAX;
 
 /// Lines of output kept for error messages.
-const LINES_KEPT_MAX: usize = 60;
+const LINES_KEPT_MAX: usize = 400;
 /// How long a program may take to end after SIGTERM before it is killed.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
