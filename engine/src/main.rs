@@ -281,7 +281,7 @@ fn in_use(error: std::io::Error, address: SocketAddr) -> anyhow::Error {
 }
 
 /// Resolves at the first SIGINT or SIGTERM. A second one ends the process at once.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -325,7 +325,7 @@ fn raise_open_files() {
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+async fn run(arguments: Arguments, stop: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
     let config = arguments.engine_config();
     let (model_names, model_root) = arguments.names();
     if let Some(dir) = arguments.model.model.as_ref().filter(|dir| !dir.is_dir()) {
@@ -340,7 +340,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 
     let since = std::time::Instant::now();
-    let mut stop = Box::pin(stop_signal()?);
+    let mut stop = Box::pin(stop);
     let starting = tokio::task::spawn_blocking(move || engine::core::start(config));
     let engine = tokio::select! {
         engine = starting => engine.context("starting the engine")??,
@@ -395,20 +395,29 @@ fn listen(socket: TcpSocket) -> anyhow::Result<TcpListener> {
 }
 
 fn main() -> ExitCode {
+    // First of all: the first process of a container does not get a signal that nobody has asked for, and `docker stop` would wait for
+    // its whole grace.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.and_then(|runtime| {
+        let entered = runtime.enter();
+        let stop = stop_signal()?;
+        drop(entered);
+        Ok((runtime, stop))
+    });
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     raise_open_files();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    let (runtime, stop) = match runtime {
+        Ok(ready) => ready,
         Err(error) => {
             eprintln!("error: cannot start the async runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(arguments)) {
+    match runtime.block_on(run(arguments, stop)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -30,6 +30,9 @@ const PROMPTS: &str = "20";
 /// Until Prometheus has looked at everyone: some of its looks.
 const LOOKED_AT_MAX: Duration = Duration::from_secs(30);
 
+/// What compose.yaml leaves engines to end what runs.
+const GRACE: Duration = Duration::from_secs(70);
+
 /// A step's name and what it does.
 type Step = (&'static str, fn(&mut Compose) -> Result<()>);
 
@@ -176,7 +179,14 @@ fn table(compose: &mut Compose) -> Result<()> {
 /// Two gateways and two engines of one model from now on; Prometheus looks at all of them.
 fn replicas(compose: &mut Compose) -> Result<()> {
     compose.with_file("replicas.yaml");
+    let start = Instant::now();
     compose.up(&[&SERVICES[..], &["gateway-b", "front"]].concat())?;
+    // An engine that begins anew with its device is asked to stop in its first moments: it must hear that.
+    ensure!(
+        start.elapsed() < GRACE,
+        "{:?}: somebody was not asked to stop but killed at the end of its grace",
+        start.elapsed()
+    );
     let (start, prometheus) = (Instant::now(), compose.published("PROMETHEUS_PORT"));
     let mut wanted: Vec<String> = ["gateway", "gateway-b", "front"].map(|name| format!("{name}:9090")).to_vec();
     wanted.extend([0, 1].map(|index| format!("engine-{index}:8000")));
