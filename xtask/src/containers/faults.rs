@@ -22,6 +22,13 @@ struct Victim {
     counts: Option<&'static str>,
 }
 
+impl Victim {
+    /// Clients connect to it, through a network of their own.
+    fn asked_itself(self) -> bool {
+        matches!(self.service, "gateway" | "front")
+    }
+}
+
 const VICTIMS: [Victim; 5] = [
     Victim {
         service: "vnpu-daemon-0",
@@ -200,6 +207,11 @@ fn shown(compose: &Compose, victim: Victim, fault: Fault, start: Instant) -> Res
             let Some(metric) = victim.counts else { return Ok(()) };
             // With a look from before.
             over("resets", metric, start.elapsed().as_secs() + LOOK_EVERY_S + 1)?.iter().any(|s| s["value"][1] != "0")
+        } else if fault == Fault::Disconnect && victim.asked_itself() {
+            // It is in another network as well, in which Prometheus still sees it, and that it has lost whom it sends requests to.
+            over("min_over_time", "gateway_engine_open", start.elapsed().as_secs() + 1)?
+                .iter()
+                .any(|s| s["value"][1] == "0")
         } else {
             over("min_over_time", "up", start.elapsed().as_secs() + 1)?.iter().any(|s| s["value"][1] == "0")
         };
