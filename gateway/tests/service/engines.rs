@@ -135,8 +135,9 @@ fn engine_that_cannot_serve_is_no_business_of_the_client_while_another_is_there(
             assert!(text.contains("\"a\"") != text.contains("error"), "{what}: {status} {text}");
         }
         assert_eq!(heard > 0, told, "{what}: {heard} of 16 clients heard of it");
+        // Connections that these engines close are retried too, so nothing follows from a retry where it is told.
         let retried = metric(&gateway, "gateway_retries_total");
-        assert_eq!(retried > 0.0, !told, "{what}: {retried} retries");
+        assert!(told || retried > 0.0, "{what}: nobody met it");
         // Where there is no other, its own words are the answer.
         let alone = configured(&[&lost], "", "[timeouts]\nhealth_ms = 1000000");
         let mut answer = Raw::post(&alone.http, "/v1/completions", &[], &completion(3, 5, stream));

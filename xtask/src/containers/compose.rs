@@ -68,6 +68,7 @@ impl Compose {
     pub fn surroundings(&self) -> Surroundings {
         let mut variables = self.variables.clone();
         variables.insert("BASE", BASE.to_owned());
+        variables.insert("SOURCE_DATE_EPOCH", images::EPOCH.to_owned());
         variables.insert("BINARIES", "target/release".to_owned());
         variables.insert("GRAFANA_IMAGE", images::STAND_IN.to_owned());
         let ports = PUBLISHED.map(|(name, port)| (port, self.published_port(name)));

@@ -16,6 +16,8 @@ const IMAGES: [(&str, u64); 6] =
 const AGAIN: &str = "test-again";
 /// What the stages of docker/Dockerfile that no image is made of are labelled with.
 const STAGE: &str = "label=flexnpu.stage";
+/// Time of every file in the test's images: that of the last commit would change with a commit beside the test.
+pub const EPOCH: &str = "1577836800";
 /// Runs and does nothing: in the place of an image that cannot be made here.
 pub const STAND_IN: &str = "flexnpu-stand-in:test";
 /// An OpenTelemetry collector: rotel, as published.
@@ -31,7 +33,7 @@ pub fn build(tag: &str, anew: bool) -> Result<()> {
     }
     let mut command = Command::new(directory().join("build.sh"));
     command.args(["--binaries", "target/release"]).current_dir(build::root());
-    command.env("TAG", tag).env("BASE", BASE);
+    command.env("TAG", tag).env("BASE", BASE).env("SOURCE_DATE_EPOCH", EPOCH);
     if anew {
         command.env("NO_CACHE", "1");
     }
