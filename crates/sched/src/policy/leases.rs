@@ -18,6 +18,10 @@ const UNUSED_NEWEST: f64 = 1.0 / 16.0;
 /// Leases that a request may be silent for while the gateway speaks of others: a prompt that queues has nothing to say.
 const SILENT_LEASES: u64 = 30;
 
+/// Part of the requests that decode below which those whose first token was in time are too few to slow all others down for,
+/// while prompts pile up.
+const IN_TIME_MIN: f64 = 0.2;
+
 /// What is wanted where a hint does not say, and how long a hint counts.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Targets {
@@ -85,6 +89,8 @@ pub(super) struct Leases {
     /// Prompt tokens that wait for their first token, and that had theirs.
     waiting_tokens: u64,
     prefilled_tokens: u64,
+    /// The largest limit of those that wait.
+    longest_waiting: u32,
     /// Decode steps that ended, and when the latest began.
     steps: u64,
     step_began: Nanos,
@@ -199,6 +205,11 @@ impl Leases {
         self.waiting_tokens
     }
 
+    /// The most tokens that a request without a first token may want.
+    pub fn longest_waiting(&self) -> u32 {
+        self.longest_waiting
+    }
+
     /// Prompt tokens of all requests that have had their first token.
     pub fn prefilled_tokens(&self) -> u64 {
         self.prefilled_tokens
@@ -219,9 +230,14 @@ impl Leases {
         self.requests.values().filter(|r| r.decoding.is_some_and(|d| !d.is_parked(self.steps))).count()
     }
 
-    /// What its requests ask of the decode step under way; with `forgive`, those whose first token was late ask for nothing.
-    pub fn step_asks(&self, pace: &Pace, tau: Nanos, forgive: bool) -> StepAsks {
+    /// What its requests ask of the decode step under way. With `saturated`, those whose first token was late ask for nothing,
+    /// and where fewer than [`IN_TIME_MIN`] of all were in time, nobody does.
+    pub fn step_asks(&self, pace: &Pace, tau: Nanos, saturated: bool) -> StepAsks {
         let mut out = StepAsks::default();
+        let few = saturated && {
+            let decode = || self.requests.values().filter(|r| r.decoding.is_some_and(|d| !d.is_parked(self.steps)));
+            (decode().filter(|r| !r.late).count() as f64) < IN_TIME_MIN * decode().count() as f64
+        };
         for r in self.requests.values() {
             let Some(decoding) = r.decoding else { continue };
             out.decoding += 1;
@@ -235,7 +251,7 @@ impl Leases {
             out.longest = out.longest.max(left);
             match decoding.asks(pace, self.steps, tau, wanted) {
                 Asks::Parked => out.parked = true,
-                Asks::EndBy(by) if !(forgive && r.late) => {
+                Asks::EndBy(by) if !few && !(saturated && r.late) => {
                     out.end_by = Some(out.end_by.map_or(by, |earliest| earliest.min(by)));
                 }
                 Asks::Lost | Asks::EndBy(_) => out.lost = true,
@@ -248,6 +264,7 @@ impl Leases {
         let live = self.requests.values();
         self.waiting = live.clone().filter(|r| r.decoding.is_none()).map(|r| r.wants).reduce(FirstToken::both);
         self.tpot = live.clone().filter(|r| r.decoding.is_some()).map(|r| r.tpot).filter(|&t| t > 0).min();
+        self.longest_waiting = live.clone().filter(|r| r.decoding.is_none()).map(|r| r.max_tokens).max().unwrap_or(0);
         self.waiting_tokens = live.clone().filter(|r| r.decoding.is_none()).map(|r| u64::from(r.prompt_tokens)).sum();
         self.oldest = live.map(|r| r.heard).min().unwrap_or(Nanos::MAX);
     }
@@ -296,6 +313,45 @@ mod tests {
         leases.hint(500, &admitted(2, 400, 0, 0), &TARGETS, 8, &mut stats);
         let want = FirstToken { deadline: 900, urgent_at: 700, priority: 0 };
         assert_eq!(leases.waiting(), Some(want));
+    }
+
+    #[test]
+    fn while_prompts_pile_up_a_few_that_were_in_time_do_not_slow_the_others_down() {
+        const MS: Nanos = 1_000_000;
+        let asks = |in_time: u64, saturated: bool| {
+            let (mut leases, mut stats) = (Leases::default(), Stats::default());
+            for id in 0..10 {
+                // Nobody's first token is late at once; from the target on each is.
+                let kind =
+                    HintKind::Admitted { prompt_tokens: 1, max_tokens: 100, ttft: MS, tpot: 50 * MS, priority: 0 };
+                leases.hint(0, &HintInput { request: id, kind }, &TARGETS, 16, &mut stats);
+                let at = if id < in_time { 0 } else { 2 * MS };
+                leases.hint(at, &HintInput { request: id, kind: HintKind::FirstToken }, &TARGETS, 16, &mut stats);
+            }
+            let pace = Pace { now: 2 * MS, opened: 2 * MS, left: 15 * MS, fastest: 15 * MS, cycle: 20 * MS, turn: 0 };
+            let asks = leases.step_asks(&pace, 50 * MS, saturated);
+            (asks.end_by.is_some(), asks.lost)
+        };
+        assert_eq!(asks(0, false), (true, false), "who was late is protected while the pile is small");
+        assert_eq!(asks(2, true), (true, true), "two of ten are enough");
+        assert_eq!(asks(1, true), (false, true));
+        assert_eq!(asks(1, false), (true, false));
+    }
+
+    #[test]
+    fn the_longest_that_waits_is_the_largest_limit_without_a_first_token() {
+        let (mut leases, mut stats) = (Leases::default(), Stats::default());
+        let admitted = |request, max_tokens| HintInput {
+            request,
+            kind: HintKind::Admitted { prompt_tokens: 1, max_tokens, ttft: 0, tpot: 0, priority: 0 },
+        };
+        let mut longest = |hint| {
+            leases.hint(1, &hint, &TARGETS, 8, &mut stats);
+            leases.longest_waiting()
+        };
+        assert_eq!([longest(admitted(1, 40)), longest(admitted(2, 900))], [40, 900]);
+        assert_eq!(longest(HintInput { request: 2, kind: HintKind::FirstToken }), 40);
+        assert_eq!(longest(HintInput { request: 1, kind: HintKind::Aborted }), 0);
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! Whoever is late whatever happens gets a bearable pace instead ([`LOST_PACE`]).
 //!
 //! **Saturated**: prompts pile up for several TTFT targets, so that first tokens are late whatever is done. Then those whose
-//! first token was late are not protected either, and prompts go first until decode steps are full: a step of a full batch
-//! costs little more than one of a small one, and draining the pile is what helps everyone. A full batch runs side by side with
-//! prefill wherever that gains anything; so does a long answer that would otherwise be decoded alone in the end.
+//! first token was late are not protected either, nor is anybody where few were in time, and prompts go first until decode steps
+//! are full: a step of a full batch costs little more than one of a small one, and draining the pile is what helps everyone. A
+//! full batch runs side by side with prefill wherever that gains anything; so does a long answer that would otherwise be decoded
+//! alone in the end, unless one as long still waits: its steps then serve both.
 //!
 //! **Without hints** a token is due every τ, with some credit for work done early ([`crate::policy::clock`]).
 //!
@@ -41,8 +42,9 @@ pub(super) struct Standing {
     pub(super) prefill_ns: f64,
     /// Its engine has no decode slot for someone who has a first token.
     pub(super) parked: bool,
-    /// What the longest request that decodes still takes.
+    /// What the longest request that decodes still takes, and its tokens.
     pub(super) longest: Nanos,
+    pub(super) longest_tokens: u32,
     /// How many decode, and how many did when its engine last took no prompt although some waited: that fills a step.
     pub(super) decoding: usize,
     pub(super) fills: Option<usize>,
@@ -57,7 +59,7 @@ impl Standing {
     /// Decode beside prefill loses nothing: steps are about as full as they get, or someone will decode alone in the end.
     pub(super) fn decode_pays(&self) -> bool {
         let full = self.fills.is_some_and(|fills| self.decoding as f64 >= FULL_PART * fills as f64);
-        full || self.longest > self.backlog()
+        full || (self.longest > self.backlog() && self.longest_tokens > self.leases.longest_waiting())
     }
 
     /// Prefill time that its waiting prompts will take, by what prompts took so far.
@@ -134,6 +136,7 @@ impl PhasePolicy {
             }
             if let Some(standing) = self.sessions.get_mut(&session) {
                 (standing.parked, standing.decoding) = (asks.parked, asks.decoding);
+                standing.longest_tokens = asks.longest;
                 standing.longest = cycle.saturating_mul(Nanos::from(asks.longest));
             }
         } else {
