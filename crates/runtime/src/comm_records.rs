@@ -10,7 +10,7 @@ use std::time::Duration;
 use acl_abi::values as acl;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use device::{Combine, Command, Completion, Compute, HostBytes, PhysAddr};
-use sched::{FlagKey, Item, Label, StreamKey, Work};
+use sched::{FlagKey, Item, Label, Nanos, StreamKey, Work};
 use session::peers::{Member, Peers};
 use wire::{Exchange, RANKS_MAX, Reply, ReplyTo};
 
@@ -33,7 +33,7 @@ pub struct Joins {
     waiting: usize,
 }
 
-type Joined = (CommKey, ReplyTo, Result<Member, String>);
+type Joined = (CommKey, ReplyTo, Nanos, Result<Member, String>);
 
 impl Default for Joins {
     fn default() -> Self {
@@ -68,7 +68,7 @@ impl Core {
         key: CommKey,
         (rank, ranks): (u32, u32),
         root: [u64; 4],
-        timeout_s: u32,
+        (timeout_s, exec_timeout_s): (u32, u32),
         reply: ReplyTo,
     ) {
         let session = key.0;
@@ -93,14 +93,15 @@ impl Core {
             return self.answer(session, reply, Err(Fault::new(acl::ACL_ERROR_RT_FEATURE_NOT_SUPPORT, text)));
         };
         let told = self.joins.told.clone();
-        let done = move |result| drop(told.send((key, reply, result)));
+        let patience = Nanos::from(exec_timeout_s) * 1_000_000_000;
+        let done = move |result| drop(told.send((key, reply, patience, result)));
         peers.join(root, (rank as usize, ranks as usize), Duration::from_secs(timeout_s.into()), done);
         self.joins.waiting += 1;
     }
 
     /// Takes ranks in that have come.
     fn take_joined(&mut self) {
-        while let Ok((key, reply, result)) = self.joins.come.try_recv() {
+        while let Ok((key, reply, patience, result)) = self.joins.come.try_recv() {
             self.joins.waiting -= 1;
             if !self.tenants.contains_key(&key.0) {
                 // The session ended meanwhile, and with the member the others learn that.
@@ -108,7 +109,7 @@ impl Core {
             }
             let result = match result {
                 Ok(member) => {
-                    self.enter_comm(key.0, key.1, member);
+                    self.enter_comm(key.0, key.1, member, patience);
                     Ok(Reply::ok())
                 }
                 Err(why) => Err(Fault::new(acl::ACL_ERROR_RT_LINK_ERROR, format!("{WHAT}: {why}"))),
@@ -117,10 +118,18 @@ impl Core {
         }
     }
 
-    /// `member` becomes communicator number `comm` of the session.
-    pub fn enter_comm(&mut self, session: u64, comm: u32, member: Member) {
+    /// `member` becomes communicator number `comm` of the session, whose exchanges stand still for at most `patience` nanoseconds
+    /// (0: for ever).
+    pub fn enter_comm(&mut self, session: u64, comm: u32, member: Member, patience: Nanos) {
         let physical = self.new_physical();
-        self.comms.insert((session, comm), Comm::new(member, physical));
+        let mut entered = Comm::new(member, physical);
+        entered.set_patience(patience);
+        self.comms.insert((session, comm), entered);
+    }
+
+    /// When a rank's patience ends next.
+    pub(crate) fn comm_deadline(&self) -> Option<Nanos> {
+        self.comms.values().filter_map(Comm::deadline).min()
     }
 
     pub(crate) fn comm_destroy(&mut self, key: CommKey) {
@@ -226,6 +235,12 @@ impl Core {
         let (mut released, mut submitted) = (false, false);
         for key in busy {
             submitted |= self.move_on(key);
+            let now = self.time;
+            if let Some(comm) = self.comms.get_mut(&key)
+                && let Some(why) = comm.late(now)
+            {
+                comm.break_off(why);
+            }
             while let Some(Over { mut op, fault }) = self.comms.get_mut(&key).and_then(Comm::over) {
                 self.unpin(key.0, &mut op.pins);
                 if let Some(why) = fault {

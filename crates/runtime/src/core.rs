@@ -320,12 +320,26 @@ impl Core {
 
     /// True while the session's ring may be read. False is back-pressure: the client blocks once its ring is full.
     pub fn has_room(&self, session: u64) -> bool {
-        self.has_space(session) && self.is_open(session)
+        self.has_space(session) && !self.is_replaying(session) || self.stands(session)
     }
 
-    /// False while a launch of a graph is not queued whole: the session's next record waits for that.
+    /// False while a launch of a graph is not queued whole and can go on: the session's next record waits for that.
     pub fn is_open(&self, session: u64) -> bool {
-        self.replaying.is_empty() || !self.replaying.contains(&session)
+        !self.is_replaying(session) || self.stands(session)
+    }
+
+    fn is_replaying(&self, session: u64) -> bool {
+        !self.replaying.is_empty() && self.replaying.contains(&session)
+    }
+
+    /// True if everything that the session has queued waits for something that has not happened. What it waits for may stand in its
+    /// ring, so that is read on, up to twice the bound.
+    fn stands(&self, session: u64) -> bool {
+        let idle =
+            |items: usize, in_flight: usize| in_flight == 0 && items > 0 && items < 2 * self.limits.queued_items_max;
+        self.tenants.get(&session).is_some_and(|(t, _)| idle(t.items, t.in_flight))
+            && self.dispatcher.has_room(session)
+            && !self.dispatcher.is_ready(session)
     }
 
     /// True while the session may queue more.
@@ -340,6 +354,7 @@ impl Core {
         let batch = self.limits.drain_records_max;
         match self.has_room(session) {
             false => 0,
+            true if self.is_replaying(session) || !self.has_space(session) => 1,
             // Everyone's items are at least this session's, so this errs on the safe side.
             true if self.dispatcher.queued() + self.in_flight + batch >= self.dispatcher_items_max => 1,
             true => batch,
@@ -398,7 +413,8 @@ impl Core {
     pub fn next_wake(&self, now: Nanos) -> Wake {
         let expiry = self.dispatcher.wake_at(now);
         let completion = self.device.next_completion();
-        if self.in_flight == 0 && expiry.is_none() && self.parked.is_empty() {
+        let patience = self.comm_deadline();
+        if self.in_flight == 0 && expiry.is_none() && patience.is_none() && self.parked.is_empty() {
             return Wake::Doorbell;
         }
         // Nothing changes before the earlier of the two; `None`: only a worker thread knows, and it rings.
@@ -407,7 +423,7 @@ impl Core {
         let release = if blocked { change } else { self.dispatcher.earliest_release(now) };
         let waiter = release.zip(change).map(|(release, change)| release.max(change));
         // Functional work goes to a thread when a hold-back ends, so that moment is not one to be caught up with later.
-        let exact = [waiter, expiry].into_iter().flatten().filter(|&t| t > now).min();
+        let exact = [waiter, expiry, patience].into_iter().flatten().filter(|&t| t > now).min();
         let look = (change.is_some() || !self.parked.is_empty()).then_some(now + LOOK_EVERY_NS);
         match (exact, look) {
             (Some(exact), Some(look)) if exact > look => Wake::By(look),

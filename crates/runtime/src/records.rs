@@ -85,8 +85,8 @@ impl Core {
             return;
         }
         self.time = self.time.max(now);
-        // In order: what follows a launch is queued behind all of it.
-        if !self.replaying.is_empty() {
+        // In order: what follows a launch is queued behind all of it, unless it is of streams that the launch is not on.
+        if !self.replaying.is_empty() && !self.passes_launch(session, &record) {
             self.continue_replay(session, true);
         }
         match record {
@@ -222,8 +222,8 @@ impl Core {
                 let result = self.comm_root();
                 self.answer(session, reply, result);
             }
-            Record::CommInit { comm, rank, ranks, timeout_s, key, reply } => {
-                self.comm_init((session, comm), (rank, ranks), key, timeout_s, reply);
+            Record::CommInit { comm, rank, ranks, timeout_s, exec_timeout_s, key, reply } => {
+                self.comm_init((session, comm), (rank, ranks), key, (timeout_s, exec_timeout_s), reply);
             }
             Record::CommDestroy { comm } => self.comm_destroy((session, comm)),
             Record::CommStatus { comm, reply } => {

@@ -1,7 +1,8 @@
 //! Launching a graph: one record becomes its nodes, queued one by one like everything else.
 //!
 //! Policies see each operator with its phase; nodes pin memory only while they are queued; back-pressure holds: a
-//! launch is queued as far as the session has room, and its ring is not read before the rest is in.
+//! launch is queued as far as the session has room, and its ring is not read before the rest is in. Where everything that is queued
+//! waits for something, that may stand in the ring, so it is read then; what is of other streams passes the launch.
 //!
 //! Events of a graph are events of the session under numbers that no client mints. Nodes of two launches of one session are
 //! never queued interleaved, so a wait always means the record of its own launch.
@@ -180,6 +181,32 @@ impl Core {
         tenant.replay = Some(Replay { graph, stream, next: 0 });
         self.replaying.push(session);
         self.continue_replay(session, false);
+    }
+
+    /// True for a record that need not wait until a launch before it is queued whole: it is of a stream that the launch is not on, of
+    /// none, or changes operators that are read when they start.
+    pub(crate) fn passes_launch(&self, session: u64, record: &Record<'_>) -> bool {
+        let stream = match *record {
+            Record::Op { stream }
+            | Record::EventRecord { stream, .. }
+            | Record::EventReset { stream, .. }
+            | Record::StreamWaitEvent { stream, .. }
+            | Record::FlagSet { stream, .. }
+            | Record::FlagClear { stream, .. }
+            | Record::FlagWait { stream, .. }
+            | Record::ValueWrite { stream, .. }
+            | Record::ValueWait { stream, .. } => Some(stream),
+            Record::CopyIn { stream, .. }
+            | Record::CopyOut { stream, .. }
+            | Record::CopyDevice { stream, .. }
+            | Record::Memset { stream, .. } => stream,
+            Record::GraphUpdate { .. } => None,
+            _ => return false,
+        };
+        let Some((tenant, _)) = self.tenants.get(&session) else { return false };
+        let Some(Replay { graph, stream: on, .. }) = tenant.replay else { return true };
+        let lanes = tenant.graphs.get(&graph).map_or(&[][..], |held| &held.lanes[..]);
+        stream.is_none_or(|stream| stream != on && !lanes.contains(&stream))
     }
 
     /// Queues more of the launches that wait for room; true if anything was queued.

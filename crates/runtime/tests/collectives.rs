@@ -20,7 +20,7 @@ fn two(spec: &str, policy: &str) -> [Bench; 2] {
     for (bench, member) in benches.iter_mut().zip(members) {
         let s = bench.open();
         let id = bench.id(s);
-        bench.core.enter_comm(id, COMM, member);
+        bench.core.enter_comm(id, COMM, member, 0);
         for (stream, priority) in [(1, 0), (2, 7)] {
             bench.post(s, &Record::StreamCreate { stream, priority, flags: 0 });
         }
@@ -170,4 +170,38 @@ fn the_paced_device_takes_the_link_s_time() {
     // 100 µs over the link and 14 µs out of memory; three passes over memory to add, in 27 pieces of 2 µs each; some turns of
     // this test's clock.
     assert!((150.0..330.0).contains(&took), "{took} µs");
+}
+
+#[test]
+fn a_peer_that_lives_and_never_comes_is_an_error_of_the_stream_in_the_end() {
+    let mut benches = [Bench::new(FUNCTIONAL, "passthrough"), Bench::new(FUNCTIONAL, "passthrough")];
+    let members = Member::group(&[benches[0].doorbell.clone(), benches[1].doorbell.clone()]).unwrap();
+    let mut memory = [0; 2];
+    for (rank, (bench, member)) in benches.iter_mut().zip(members).enumerate() {
+        let s = bench.open();
+        let id = bench.id(s);
+        bench.core.enter_comm(id, COMM, member, 3000 * MS);
+        bench.post(s, &Record::StreamCreate { stream: 1, priority: 0, flags: 0 });
+        memory[rank] = bench.malloc(s, 64);
+    }
+    let body = all_reduce(0, memory[0], memory[0], 64);
+    benches[0].post(0, &Record::Exchange { stream: 1, comm: COMM, body: &body });
+    let begin = benches[0].now;
+    assert!(!is_idle(&mut benches[0], 1));
+    // The device must be woken for it: nothing else happens.
+    let wake = benches[0].core.next_wake(begin);
+    assert!(!matches!(wake, runtime::Wake::Doorbell), "{wake:?}");
+    for _ in 0..29 {
+        benches.iter_mut().for_each(|bench| bench.pass(100 * MS));
+    }
+    assert!(!is_idle(&mut benches[0], 1));
+    run(&mut benches, 100 * MS, |b| b[0].now > begin + 3200 * MS);
+    let reply = benches[0].sync(0, 1);
+    assert_eq!(reply.status, GONE, "{}", reply.text);
+    assert!(reply.text.contains("stood still for 3 s (HCCL_EXEC_TIMEOUT): rank 1 has not come"), "{}", reply.text);
+    // The other learns when it comes.
+    let body = all_reduce(1, memory[1], memory[1], 64);
+    benches[1].post(0, &Record::Exchange { stream: 1, comm: COMM, body: &body });
+    let reply = benches[1].sync(0, 1);
+    assert!(reply.status == GONE && reply.text.contains("rank 0 of the communicator is gone"), "{}", reply.text);
 }

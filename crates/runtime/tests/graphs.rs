@@ -237,6 +237,41 @@ fn a_launch_larger_than_the_queue_goes_in_piece_by_piece() {
     assert_eq!(completed, 100);
 }
 
+/// What a launch waits for at its start may be posted behind it, however long the launch is.
+#[test]
+fn a_launch_larger_than_the_queue_may_wait_for_what_is_posted_behind_it() {
+    let limits = Limits { queued_items_max: 8, ..Limits::default() };
+    for (device, policy) in [(FUNCTIONAL, "passthrough"), (PACED, "phase")] {
+        let mut bench = Bench::with_limits(device, policy, limits);
+        let s = bench.open();
+        let [a, b, c] = std::array::from_fn(|_| bench.malloc(s, 64));
+        assert_eq!(bench.write(s, a, &1f32.to_le_bytes()).status, 0);
+        stream(&mut bench, s, 1);
+        begin(&mut bench, s, 1, 0);
+        append(&mut bench, s, 1, &Record::FlagWait { stream: 0, flag: 5 }, None);
+        append(&mut bench, s, 1, &Record::FlagClear { stream: 0, flag: 5 }, None);
+        let grouped = node(&Record::Op { stream: 0 }, Some(&add(a, a, b, &[1])));
+        for _ in 0..100 {
+            append(&mut bench, s, 1, &Record::Op { stream: 0 }, Some(&add(b, a, b, &[1])));
+        }
+        bench.post(s, &Record::GraphNode { graph: 1, group: 7, node: &grouped });
+        assert_eq!(end(&mut bench, s, 1).status, 0);
+        for launch in 1..=3 {
+            bench.post(s, &Record::GraphLaunch { graph: 1, stream: 0 });
+            // As many more as the queue holds, then what lets the launch go.
+            let other = node(&Record::Op { stream: 0 }, Some(&add(b, a, c, &[1])));
+            bench.post(s, &Record::GraphUpdate { graph: 1, group: 7, index: 0, node: &other });
+            for _ in 0..4 {
+                bench.client(s).post(&Record::Op { stream: 1 }, Some(&add(a, a, a, &[0]))).unwrap();
+            }
+            bench.post(s, &Record::FlagSet { stream: 1, flag: 5 });
+            assert_eq!(bench.sync(s, 0).status, 0);
+            let sums = (number(&mut bench, s, b), number(&mut bench, s, c));
+            assert_eq!(sums, (100.0 * launch as f32, 100.0 * launch as f32 + 1.0), "{policy}, launch {launch}");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_node_is_refused_at_the_end_and_a_death_leaves_nothing() {
     let mut bench = Bench::new(FUNCTIONAL, "passthrough");

@@ -36,4 +36,4 @@ pub use record::{
 pub use reply::Reply;
 
 /// Version of everything in this crate. Client and daemon refuse each other where it differs.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;

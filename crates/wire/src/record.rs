@@ -363,12 +363,13 @@ pub enum Record<'a> {
         reply: ReplyTo,
     },
     /// Communicator `comm` of the session: the one of `ranks` processes that meet under `key`, this one as `rank`. Answered
-    /// when all have come, or after so many seconds.
+    /// when all have come, or after so many seconds. Exchanges stand still for at most `exec_timeout_s`, 0 for ever.
     CommInit {
         comm: u32,
         rank: u32,
         ranks: u32,
         timeout_s: u32,
+        exec_timeout_s: u32,
         key: [u64; 4],
         reply: ReplyTo,
     },

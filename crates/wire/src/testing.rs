@@ -351,8 +351,9 @@ impl<'a> Source<'a> {
             61 => Record::HintsRefused { lines: a },
             62 => Record::CommRoot { reply: self.reply() },
             63 => {
-                let (ranks, timeout_s) = (self.u32(), self.u32());
-                Record::CommInit { comm: a, rank: b, ranks, timeout_s, key: self.key(), reply: self.reply() }
+                let (ranks, timeout_s, exec_timeout_s) = (self.u32(), self.u32(), self.u32());
+                let (key, reply) = (self.key(), self.reply());
+                Record::CommInit { comm: a, rank: b, ranks, timeout_s, exec_timeout_s, key, reply }
             }
             64 => Record::CommDestroy { comm: a },
             65 => Record::CommStatus { comm: a, reply: self.reply() },

@@ -11,9 +11,10 @@
 //! the result is written over it; the device does both in that order, because a communicator has one physical stream. Nobody
 //! waits in a circle for that: whoever is furthest behind has everything that it needs to go on.
 //!
-//! **Ends.** A peer that has left before it sent what is expected, or that disagrees about what is being done, breaks the
+//! **Ends.** A peer that does not come in time ([`Comm::set_patience`]), that has left before it sent what is expected, or that disagrees about what is being done, breaks the
 //! communicator: every exchange ends with an error, also those of the other ranks.
 
+mod patience;
 mod progress;
 #[cfg(test)]
 mod tests;
@@ -144,6 +145,7 @@ pub struct Comm {
     broken: Option<String>,
     /// It goes once its exchanges are over.
     ending: bool,
+    patience: patience::Patience,
 }
 
 /// An exchange that is over.
@@ -167,6 +169,7 @@ impl Comm {
             in_flight: 0,
             broken: None,
             ending: false,
+            patience: patience::Patience::default(),
         }
     }
 

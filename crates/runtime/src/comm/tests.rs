@@ -1,6 +1,7 @@
 //! Ranks without devices: what one "moves" is bytes of a vector, and every order in which ranks can get on is tried.
 
 use proptest::prelude::*;
+use sched::Nanos;
 use session::Doorbell;
 use session::peers::CHUNK_BYTES;
 
@@ -238,4 +239,34 @@ fn a_communicator_that_is_destroyed_goes_when_its_work_is_over() {
         assert!(rank.over == [(1, None)] && rank.comm.is_at_end());
         rank.comm.leave();
     }
+}
+
+#[test]
+fn a_peer_that_never_comes_is_named_after_the_time_that_was_asked_for() {
+    const SECOND: Nanos = 1_000_000_000;
+    let mut group = ranks(3, 64);
+    for (me, rank) in group.iter_mut().enumerate() {
+        let others: Vec<_> = (0..3).filter(|&p| p != me).map(|p| (p, 0, 8)).collect();
+        let receives: Vec<_> = others.iter().map(|&(p, _, len)| (p, 16 + 16 * p as u64, len)).collect();
+        rank.push(1, None, &others, &receives);
+        rank.comm.set_patience(2 * SECOND);
+    }
+    let late = |rank: &mut Rank, now| rank.comm.late(now);
+    assert_eq!(late(&mut group[0], 9 * SECOND), None, "its own stream is not there");
+    assert_eq!(group[0].comm.deadline(), None);
+    group[0].comm.reached(1);
+    assert_eq!(late(&mut group[0], 10 * SECOND), None);
+    assert_eq!(group[0].comm.deadline(), Some(12 * SECOND));
+    // One comes, and what it sends gives the time anew.
+    assert_eq!(late(&mut group[0], 11 * SECOND), None);
+    group[1].comm.reached(1);
+    run(&mut group, &[0, 1]);
+    assert_eq!(late(&mut group[0], 11 * SECOND), None);
+    assert_eq!(group[0].comm.deadline(), Some(13 * SECOND));
+    assert_eq!(late(&mut group[0], 13 * SECOND - 1), None);
+    let why = late(&mut group[0], 13 * SECOND).unwrap();
+    assert!(why.contains("stood still for 2 s (HCCL_EXEC_TIMEOUT): rank 2 has not come to it"), "{why}");
+    // Without a bound it stands for ever.
+    group[1].comm.set_patience(0);
+    assert_eq!((late(&mut group[1], u64::MAX), group[1].comm.deadline()), (None, None));
 }

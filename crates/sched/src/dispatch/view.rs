@@ -25,6 +25,12 @@ impl Dispatcher {
         self.sessions.get(&session).is_some_and(|s| s.items < self.limits.items_per_session_max)
     }
 
+    /// True if an operator of the session could be submitted, whether the policy holds it back or not.
+    pub fn is_ready(&self, session: u64) -> bool {
+        let of = |&index: &usize| self.streams[index].as_ref().is_some_and(|stream| stream.key.session == session);
+        self.ready.iter().any(of)
+    }
+
     /// State of an event.
     pub fn event_status(&self, event: EventKey) -> EventStatus {
         self.events.status(event)

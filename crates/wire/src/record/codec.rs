@@ -108,7 +108,7 @@ records! {
     78 ValueWait { stream addr value until }
     79 HintsRefused { lines }
     80 CommRoot { reply }
-    81 CommInit { comm rank ranks timeout_s key reply }
+    81 CommInit { comm rank ranks timeout_s exec_timeout_s key reply }
     82 CommDestroy { comm }
     83 CommStatus { comm reply }
     84 Exchange { stream comm body }

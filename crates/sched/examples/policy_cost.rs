@@ -1,5 +1,5 @@
 //! Host time that the pure part of the data path takes per operator: weighing it, classifying it, queueing it, submitting
-//! it and taking its completion. `cargo run --release -p sched --example dispatch_cost [operators]`
+//! it and taking its completion. `cargo run --release -p sched --example policy_cost [operators]`
 //!
 //! The crate reads no clock; this program does.
 
