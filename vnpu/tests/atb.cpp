@@ -296,6 +296,37 @@ static void positions() {
     refused(rope, "cosFormat");
 }
 
+// Masks are added to the scores of each prompt: one for all heads, or one for each.
+static void masks() {
+    const float none = -INFINITY, more = std::log(3.0f);
+    atb::Tensor flat = room({3, 2}), queries = put<float>(F32, {3, 2}, {1, 1, 1, 1, 1, 1});
+    atb::Tensor keys = put<float>(F32, {3, 1, 2}, Floats(6, 0)), values = put<float>(F32, {3, 1, 2}, {1, 2, 3, 4, 5, 6});
+    std::vector<int32_t> prompts = {1, 2}, longer = {1, 3};
+    atb::infer::SelfAttentionParam self;
+    self.calculation = 3;
+    self.heads = 1;
+    self.mask = 1;
+    atb::Tensor causal = put<float>(F32, {2, 2}, {0, none, more, 0});
+    run(self, "SelfAttentionOperation", {queries, keys, values, causal, hosted(prompts)}, {flat});
+    holds(flat, {1, 2, 3, 4, 3.5f, 4.5f}, "a mask for all");
+    atb::Tensor each = put<float>(F32, {2, 2, 2}, {0, none, none, none, 0, none, none, 0});
+    run(self, "SelfAttentionOperation", {queries, keys, values, each, hosted(prompts)}, {flat});
+    holds(flat, {1, 2, 3, 4, 5, 6}, "a mask for each prompt");
+    // Two heads of one.
+    self.heads = 2;
+    self.mask = 2;
+    atb::Tensor heads = put<float>(F32, {2, 2, 2}, {0, none, 0, 0, 0, none, none, 0});
+    run(self, "SelfAttentionOperation", {queries, keys, values, heads, hosted(prompts)}, {flat});
+    holds(flat, {1, 2, 3, 4, 4, 6}, "a mask for each head");
+    // A prompt that is longer than its mask.
+    atb::Operation *operation = nullptr;
+    check(atb::CreateOperation(self, &operation) == 0, "CreateOperation");
+    atb::VariantPack both = pack({queries, keys, values, heads, hosted(longer)}, {flat});
+    uint64_t workspace = 0;
+    check(operation->Setup(both, workspace, context) != 0 && strstr(aclGetRecentErrMsg(), "attnMask"), "a short mask");
+    check(atb::DestroyOperation(operation) == 0, "DestroyOperation");
+}
+
 static void attention() {
     // Two blocks of two slots, one head of two; the last token's slot is in the second block.
     atb::Tensor keys = put<float>(F32, {3, 1, 2}, {0, 0, 0, 0, 0, 0}), values = put<float>(F32, {3, 1, 2}, {1, 2, 3, 4, 5, 6});
@@ -325,7 +356,8 @@ static void attention() {
     self.heads = 1;
     run(self, "SelfAttentionOperation", {queries, keys, values, hosted(prompts)}, {flat});
     holds(flat, {1, 2, 4, 5, 4, 5}, "means within each prompt");
-    self.mask = 1;
+    masks();
+    self.mask = 3;
     refused(self, "maskType");
     refused(atb::infer::GroupTopkParam(), "GroupTopkOperation");
 }

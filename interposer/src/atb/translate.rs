@@ -54,6 +54,9 @@ const NORM_ALONE: i32 = 1;
 const NORM_AFTER_ADDITION: i32 = 2;
 /// Attention of whole prompts.
 const PROMPTS: i32 = 3;
+/// A mask of scores that all heads share, and one for each head (ALiBi): both are added.
+const MASK: i32 = 1;
+const MASK_OF_HEADS: i32 = 2;
 /// Pairs of a rotation are a half apart.
 const HALVES: i32 = 2;
 
@@ -91,7 +94,7 @@ impl Kind {
                     3
                 }
             }
-            Self::SelfAttention(_) => 4,
+            Self::SelfAttention(p) => 4 + usize::from(p.mask != 0),
             Self::PagedAttention(_) | Self::ReshapeAndCache(_) | Self::Rope(_) => 5,
         }
     }
@@ -160,6 +163,7 @@ impl Kind {
             Self::Linear(p) => linear(p, inputs, outputs).map(one),
             Self::Elewise(p) => elewise(p, inputs, outputs).map(one),
             Self::RmsNorm(p) => rms_norm(p, inputs, outputs).map(one),
+            Self::SelfAttention(p) if p.mask != 0 => masked_attention(p, inputs, outputs),
             Self::SelfAttention(p) => self_attention(p, inputs, outputs).map(one),
             Self::PagedAttention(p) => paged_attention(p, inputs, outputs).map(one),
             Self::ReshapeAndCache(_) => reshape_and_cache(inputs, outputs).map(one),
@@ -170,7 +174,10 @@ impl Kind {
 
 fn check_self_attention(p: &SelfAttentionParam) -> Result<(), Failure> {
     only("calcType", p.calculation, PROMPTS)?;
-    only("maskType", p.mask, 0)?;
+    if ![0, MASK, MASK_OF_HEADS].contains(&p.mask) {
+        let text = format!("maskType {} is not supported (0, {MASK}, {MASK_OF_HEADS})", p.mask);
+        return Err(Failure::unsupported(text));
+    }
     only("quantType", p.quantisation, 0)?;
     only("outDataType", p.out_type, TYPE_UNDEFINED)?;
     only("qScale", p.query_scale, 1.0)?;
@@ -352,6 +359,62 @@ fn self_attention(p: &SelfAttentionParam, inputs: &[Tensor], outputs: &[Tensor])
         .set("actualSeqLengthsOptional", Value::Ints(ends.clone()))
         .set("actualSeqLengthsKvOptional", Value::Ints(ends));
     Ok(call.tensor("attentionOut", with_heads(&outputs[0], heads, "out")?).call())
+}
+
+/// As [`self_attention`] with a mask that is added to the scaled scores: an operator a sequence. The mask is as large as the longest
+/// sequence, for all sequences or for each.
+fn masked_attention(p: &SelfAttentionParam, inputs: &[Tensor], outputs: &[Tensor]) -> Result<Vec<OpCall>, Failure> {
+    let (heads, kv_heads) = heads(p.heads, p.kv_heads);
+    let lengths = inputs[4].host_ints("seqLen")?;
+    let (query, out) = (with_heads(&inputs[0], heads, "query")?, with_heads(&outputs[0], heads, "out")?);
+    let (key, value) = (with_heads(&inputs[1], kv_heads, "key")?, with_heads(&inputs[2], kv_heads, "value")?);
+    let mask = inputs[3].desc("attnMask")?;
+    if mask.dtype == DataType::BF16 {
+        // Some callers write ones there in place of what is to be added, which nothing tells.
+        return Err(Failure::unsupported("attnMask: bfloat16 is not supported (float16, float32)"));
+    }
+    // From one sequence to the next, from one head to the next, and the longest sequence.
+    let (each, head, longest) = match (p.mask, mask.dims()) {
+        (MASK, &[rows, columns]) => (0, 0, rows.min(columns)),
+        (MASK, &[_, rows, columns]) => (rows.saturating_mul(columns), 0, rows.min(columns)),
+        (MASK_OF_HEADS, &[of, rows, columns]) if of == heads => (0, rows.saturating_mul(columns), rows.min(columns)),
+        (MASK_OF_HEADS, &[_, of, rows, columns]) if of == heads => {
+            let head = rows.saturating_mul(columns);
+            (head.saturating_mul(of), head, rows.min(columns))
+        }
+        (kind, dims) => return Err(Failure::invalid(format!("attnMask: shape {dims:?} with maskType {kind}"))),
+    };
+    let width = mask.dims().last().copied().unwrap_or(0);
+    let several = if each == 0 { i64::MAX } else { mask.dims[0] };
+    let mut calls = Vec::with_capacity(lengths.len());
+    let mut first = 0i64;
+    for (sequence, &length) in (0i64..).zip(&lengths) {
+        if !(0..=longest).contains(&length) || sequence >= several {
+            let dims = mask.dims();
+            return Err(Failure::invalid(format!(
+                "attnMask: shape {dims:?} for {length} tokens of sequence {sequence}"
+            )));
+        }
+        let rows = |desc: &TensorDesc| {
+            let (heads, size) = (desc.dims[1], desc.dims[2]);
+            let mut part = TensorDesc::contiguous(desc.addr, desc.dtype, &[1, length, heads, size]);
+            part.offset = first.saturating_mul(heads).saturating_mul(size);
+            part
+        };
+        let mut added = TensorDesc::contiguous(mask.addr, mask.dtype, &[1, heads, length, length]);
+        added.offset = sequence.saturating_mul(each);
+        added.strides[..4].copy_from_slice(&[0, head, width, 1]);
+        if length > 0 {
+            let call = attention(p.scale, heads, kv_heads, "BSND")
+                .tensor("query", rows(&query))
+                .set("key", Value::List(rows(&key)))
+                .set("value", Value::List(rows(&value)))
+                .tensor("pseShiftOptional", added);
+            calls.push(call.tensor("attentionOut", rows(&out)).call());
+        }
+        first = first.saturating_add(length);
+    }
+    Ok(calls)
 }
 
 fn paged_attention(p: &PagedAttentionParam, inputs: &[Tensor], outputs: &[Tensor]) -> Result<OpCall, Failure> {
