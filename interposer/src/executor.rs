@@ -13,6 +13,9 @@
 //! afterwards, so the synchronisation that callers do next costs none. An output that was destroyed meanwhile is left alone.
 //! A device that computes nothing finds no size: the tensor keeps the caller's upper bound.
 //!
+//! `aclnnTransMatmulWeight` lays weights out anew where they are: phase one gives the caller's tensor its new format, and phase two
+//! on the default stream waits, because callers read the weights on other streams next.
+//!
 //! An executor ends with phase two, unless `aclSetAclOpExecutorRepeatable` was called on it.
 
 use std::cell::RefCell;
@@ -24,7 +27,7 @@ use crate::abi::{Out, Text};
 use crate::entry;
 use crate::error::{ACLNN_PARAM_INVALID, ACLNN_PARAM_NULL, Failure};
 use crate::fetch::Span;
-use crate::objects::{Element, Objects};
+use crate::objects::{Element, Objects, Tensor};
 use crate::process::process;
 use crate::stream::Stream;
 
@@ -101,6 +104,12 @@ impl Capture<'_> {
             && let Some(place) = extent::of(self.call.op).iter().position(|e| e.output == name)
         {
             self.outputs.push((place, Element(handle.addr())));
+        }
+        if self.call.op == ops::aclnnTransMatmulWeight {
+            // Laid out anew where it is: the caller's tensor has another format from now on.
+            let desc = self.objects.tensors.with(handle, name, Tensor::make_private)??;
+            self.call.push_tensor(Some(desc));
+            return Ok(());
         }
         self.tensor(handle)
     }
@@ -289,6 +298,8 @@ pub fn second_phase(op: OpId, function: &'static str, executor: *mut c_void, str
             (posted, done)
         })??;
         match waiting {
+            // Callers lay weights out on the default stream and read them on others without a word between.
+            None if op == ops::aclnnTransMatmulWeight && stream.id == 0 => stream.synchronise(),
             None => Ok(()),
             Some(Waiting { body, extents }) => {
                 if let Some(extent) = stream.call_op(&body)? {

@@ -5,7 +5,8 @@
 
 use std::ffi::c_void;
 
-use acl_abi::{DataType, MAX_DIMS, Scalar, TensorDesc};
+use acl_abi::values::ACL_FORMAT_FRACTAL_NZ;
+use acl_abi::{DataType, MAX_DIMS, Scalar, TensorDesc, nz};
 
 use crate::abi::In;
 use crate::error::{ACLNN_PARAM_INVALID, ACLNN_PARAM_NULL, Failure};
@@ -36,6 +37,34 @@ impl Tensor {
     /// Shape of the storage.
     pub fn storage_dims(&self) -> &[i64] {
         &self.storage_dims[..usize::from(self.storage_ndim)]
+    }
+
+    /// Tags a plain tensor of whole matrices as FRACTAL_NZ, with the storage shape that belongs to it; the tensor as it is then.
+    ///
+    /// # Errors
+    /// Has that format already, is no matrix, or is part of one.
+    pub fn make_private(&mut self) -> Result<TensorDesc, Failure> {
+        let desc = TensorDesc { format: ACL_FORMAT_FRACTAL_NZ, ..self.desc };
+        let private = nz::matrices(&desc).ok().flatten();
+        let Some(private) = private.filter(|_| self.desc.format != ACL_FORMAT_FRACTAL_NZ) else {
+            let (dims, strides) = (self.desc.dims(), self.desc.strides());
+            let text = format!(
+                "parameter mmWeightRef: sizes {dims:?}, strides {strides:?}, format {}; want whole matrices in ND",
+                self.desc.format
+            );
+            return Err(Failure::new(ACLNN_PARAM_INVALID, text));
+        };
+        let mut sizes = self.desc.dims;
+        let ndim = usize::from(self.desc.ndim);
+        sizes[ndim - 2] = self.desc.dims[private.rows];
+        sizes[ndim - 1] = self.desc.dims[private.columns];
+        if let Some(sizes) = nz::storage_dims(desc.dtype, &sizes[..ndim]).filter(|sizes| sizes.len() <= MAX_DIMS) {
+            self.storage_dims = [0; MAX_DIMS];
+            self.storage_dims[..sizes.len()].copy_from_slice(&sizes);
+            self.storage_ndim = sizes.len() as u8;
+        }
+        self.desc = desc;
+        Ok(desc)
     }
 
     /// Gives one dimension of the view the size that an operator found, never more than the caller made room for. A

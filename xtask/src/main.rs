@@ -9,6 +9,7 @@ mod containers;
 mod demo;
 mod figures;
 mod fuzz;
+mod llama;
 mod site;
 mod suite;
 mod test;

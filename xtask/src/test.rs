@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use system_tests::docs;
 
-use crate::{build, clients, containers, torch, vllm};
+use crate::{build, clients, containers, llama, torch, vllm};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -25,6 +25,10 @@ pub struct Tests {
     /// Only vLLM and vllm_ascend, as published, on virtual NPUs: 4 GB are installed first.
     #[arg(long, conflicts_with = "torch")]
     vllm: bool,
+    /// Only llama.cpp, unmodified, on virtual NPUs: built from source with its CANN backend first, which takes minutes. With the
+    /// filter, only models whose name contains it.
+    #[arg(long, conflicts_with_all = ["torch", "vllm"])]
+    llama: bool,
     /// Only clients of the gateway that take long to install: litellm, and guidellm as load.
     #[arg(long, conflicts_with_all = ["torch", "vllm"])]
     clients: bool,
@@ -76,6 +80,10 @@ pub fn run(tests: &Tests) -> Result<()> {
         println!("── programs");
         build::programs()?;
         tally += vllm::run(filter.unwrap_or_default())?;
+    } else if tests.llama {
+        println!("── programs");
+        build::programs()?;
+        tally += llama::run(filter.unwrap_or_default())?;
     } else if tests.torch {
         println!("── programs");
         build::programs()?;

@@ -10,6 +10,7 @@ pub mod dtype;
 pub mod extent;
 pub mod fold;
 pub mod function;
+pub mod nz;
 pub mod op;
 pub mod opcall;
 pub mod values;

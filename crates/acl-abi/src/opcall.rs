@@ -4,7 +4,8 @@
 //! Storage is struct-of-arrays and reusable ([`OpCall::clear`]), so that a steady stream of operators allocates nothing.
 //! The length of every list is bounded by what the wire decoder accepts.
 
-use crate::{DataType, OpId};
+use crate::values::ACL_FORMAT_FRACTAL_NZ;
+use crate::{DataType, OpId, nz};
 
 /// Most dimensions a tensor view may have.
 pub const MAX_DIMS: usize = 8;
@@ -91,9 +92,17 @@ impl TensorDesc {
     }
 
     /// Byte range `[first, last_end)` that the view touches, relative to `addr`: `None` for an empty view or where the
-    /// arithmetic overflows or starts below the storage base (`Err`).
+    /// arithmetic overflows or starts below the storage base (`Err`). In FRACTAL_NZ, whole matrices with their padding
+    /// ([`crate::nz`]).
     #[allow(clippy::result_unit_err)]
     pub fn byte_span(&self) -> Result<Option<(u64, u64)>, ()> {
+        if self.format == ACL_FORMAT_FRACTAL_NZ
+            && let Some(matrices) = nz::matrices(self)?
+        {
+            let bytes = |elements: i64| self.dtype.bytes_of(elements as u64).ok_or(());
+            let first = matrices.first.checked_mul(matrices.matrix).ok_or(())?;
+            return Ok(Some((bytes(first)?, bytes(matrices.end().ok_or(())?)?)));
+        }
         // One pass: every operand of every operator comes through here.
         let (mut low, mut high) = (self.offset, self.offset);
         let (mut negative, mut empty, mut overflow) = (false, false, false);
@@ -425,6 +434,16 @@ mod tests {
         assert_eq!(huge.byte_span(), Err(()));
         let empty = TensorDesc::contiguous(0, DataType::F32, &[0, 4]);
         assert_eq!(empty.byte_span(), Ok(None));
+    }
+
+    #[test]
+    fn span_of_a_private_format_holds_the_padding() {
+        let plain = TensorDesc::contiguous(0x1000, DataType::F16, &[20, 33]);
+        let private = TensorDesc { format: ACL_FORMAT_FRACTAL_NZ, ..plain };
+        assert_eq!(plain.byte_span(), Ok(Some((0, 20 * 33 * 2))));
+        assert_eq!(private.byte_span(), Ok(Some((0, 32 * 48 * 2))));
+        assert_eq!(TensorDesc { offset: 660, ..private }.byte_span(), Ok(Some((3072, 6144))));
+        assert_eq!(TensorDesc { offset: 1, ..private }.byte_span(), Err(()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use acl_abi::{DataType, Scalar, values as acl};
+use acl_abi::{DataType, Scalar};
 
 use crate::abi::{In, Opaque, Out, malloc_copy};
 use crate::entry::{status, value};
@@ -10,7 +10,7 @@ use crate::error::{ACLNN_PARAM_INVALID, Failure};
 use crate::objects::{Element, Objects, Tensor, TensorArgs, aclnn, data_type, entries};
 use crate::process::process;
 
-fn objects() -> &'static Objects {
+pub(super) fn objects() -> &'static Objects {
     &process().objects
 }
 
@@ -226,12 +226,12 @@ pub extern "C" fn aclDestroyScalarList(array: *const c_void) -> i32 {
     })
 }
 
-fn tensor<T>(handle: *const c_void, get: impl FnOnce(&Tensor) -> T) -> Result<T, Failure> {
+pub(super) fn tensor<T>(handle: *const c_void, get: impl FnOnce(&Tensor) -> T) -> Result<T, Failure> {
     objects().tensors.with(handle, "tensor", |t| get(t))
 }
 
 /// Hands out an array that the caller releases, as AscendCL does.
-fn hand_out(values: &[i64], out: Out<*mut i64>, count: Out<u64>, names: [&str; 2]) -> Result<(), Failure> {
+pub(super) fn hand_out(values: &[i64], out: Out<*mut i64>, count: Out<u64>, names: [&str; 2]) -> Result<(), Failure> {
     out.check(names[0]).map_err(aclnn)?;
     count.check(names[1]).map_err(aclnn)?;
     out.set(names[0], malloc_copy(values)?)?;
@@ -244,46 +244,6 @@ pub extern "C" fn aclGetViewShape(tensor: *const c_void, viewDims: Out<*mut i64>
     status("aclGetViewShape", || {
         let desc = self::tensor(tensor, |t| t.desc)?;
         hand_out(desc.dims(), viewDims, viewDimsNum, ["viewDims", "viewDimsNum"])
-    })
-}
-
-/// Elements of the block that FRACTAL_NZ cuts rows into, for elements of the type `additional`: 32 bytes.
-fn block(additional: i32) -> Result<i64, Failure> {
-    Ok(i64::from(256 / data_type("additionalDtype", additional)?.bits()))
-}
-
-/// Storage sizes, in memory that the caller releases, and format of what `aclnnNpuFormatCast` makes of a tensor: the tensor's own
-/// for ND, blocks of 16 rows and 32 bytes for FRACTAL_NZ. The device uses the beginning of such a storage.
-#[unsafe(no_mangle)]
-pub extern "C" fn aclnnNpuFormatCastCalculateSizeAndFormat(
-    srcTensor: *const c_void,
-    dstFormat: i32,
-    additionalDtype: i32,
-    dstShape: Out<*mut i64>,
-    dstShapeSize: Out<u64>,
-    actualFormat: Out<i32>,
-) -> i32 {
-    status("aclnnNpuFormatCastCalculateSizeAndFormat", || {
-        actualFormat.check("actualFormat").map_err(aclnn)?;
-        let desc = self::tensor(srcTensor, |t| t.desc)?;
-        let plain = desc.dims();
-        let sizes = match (dstFormat, plain) {
-            (acl::ACL_FORMAT_ND, _) => plain.to_vec(),
-            (acl::ACL_FORMAT_FRACTAL_NZ, [lead @ .., rows, columns]) => {
-                let block = block(additionalDtype).map_err(|f| Failure { code: ACLNN_PARAM_INVALID, ..f })?;
-                let blocks = |size: i64, of: i64| size.unsigned_abs().div_ceil(of.unsigned_abs()) as i64;
-                [lead, &[blocks(*columns, block), blocks(*rows, 16), 16, block]].concat()
-            }
-            _ => {
-                let text = format!(
-                    "parameter dstFormat: {dstFormat} of a tensor with {} dimensions (ND 2, FRACTAL_NZ 29)",
-                    plain.len()
-                );
-                return Err(Failure::new(ACLNN_PARAM_INVALID, text));
-            }
-        };
-        actualFormat.set("actualFormat", dstFormat)?;
-        hand_out(&sizes, dstShape, dstShapeSize, ["dstShape", "dstShapeSize"])
     })
 }
 

@@ -1,6 +1,6 @@
 //! The arguments of one call, by position, with errors that name the parameter.
 
-use acl_abi::{Arg, DataType, OpCall, OpId, Param, Scalar};
+use acl_abi::{Arg, DataType, OpCall, OpId, Param, Scalar, TensorDesc};
 
 use super::fault::{Fault, Outcome, ensure};
 use super::lane;
@@ -46,15 +46,33 @@ impl<'a> Args<'a> {
 
     /// A tensor or null.
     pub fn optional(&self, position: usize) -> Outcome<Option<View>> {
+        let desc = self.desc(position)?;
+        desc.map(|desc| plain(desc, self.total).map_err(|f| f.about(self.name(position)))).transpose()
+    }
+
+    /// A tensor, which may lie in FRACTAL_NZ: for operators that read it by its pieces ([`View::pieces`]).
+    pub fn matrix(&self, position: usize) -> Outcome<View> {
+        let about = |fault: Fault| fault.about(self.name(position));
+        let desc = self.desc(position)?.ok_or_else(|| about(Fault::new("a tensor is required")))?;
+        View::new(desc, self.total).map_err(about)
+    }
+
+    /// How a tensor is described; nothing of it is checked.
+    pub fn desc(&self, position: usize) -> Outcome<Option<&'a TensorDesc>> {
         let about = |fault: Fault| fault.about(self.name(position));
         match self.call.args.get(position) {
             Some(Arg::Absent) => Ok(None),
-            Some(Arg::Tensor(_)) => match self.call.tensor(position) {
-                Some(desc) => View::new(desc, self.total).map(Some).map_err(about),
-                None => Err(about(Fault::new("tensor index out of range"))),
-            },
+            Some(Arg::Tensor(_)) => {
+                let desc = self.call.tensor(position);
+                desc.map(Some).ok_or_else(|| about(Fault::new("tensor index out of range")))
+            }
             _ => Err(about(Fault::new("a tensor is required"))),
         }
+    }
+
+    /// Bytes of device memory.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// The real and the imaginary parts of a tensor, as tensors of their own; the latter only of a complex one.
@@ -108,11 +126,19 @@ impl<'a> Args<'a> {
 
     /// Tensors of a list.
     pub fn tensors(&self, position: usize) -> Outcome<impl ExactSizeIterator<Item = Outcome<View>> + Clone + use<'a>> {
-        let name = self.name(position);
-        let list =
-            self.call.tensor_list(position).ok_or_else(|| Fault::new("a tensor list is required").about(name))?;
-        let total = self.total;
-        Ok(list.iter().map(move |desc| View::new(desc, total).map_err(|f| f.about(name))))
+        let (name, total) = (self.name(position), self.total);
+        Ok(self.list(position)?.iter().map(move |desc| plain(desc, total).map_err(|f| f.about(name))))
+    }
+
+    /// Tensors of a list, which may lie in FRACTAL_NZ: as [`Self::matrix`].
+    pub fn matrices(&self, position: usize) -> Outcome<Vec<View>> {
+        let list = self.list(position)?.iter();
+        list.map(|desc| View::new(desc, self.total).map_err(|f| f.about(self.name(position)))).collect()
+    }
+
+    fn list(&self, position: usize) -> Outcome<&'a [TensorDesc]> {
+        let list = self.call.tensor_list(position);
+        list.ok_or_else(|| Fault::new("a tensor list is required").about(self.name(position)))
     }
 
     /// The only tensor of a list, or a tensor.
@@ -195,6 +221,16 @@ impl<'a> Args<'a> {
     pub fn dim(&self, position: usize, ndim: usize) -> Outcome<usize> {
         wrap_dim(self.name(position), self.int(position)?, ndim)
     }
+}
+
+/// A view that is addressed by its strides.
+fn plain(desc: &TensorDesc, total: u64) -> Outcome<View> {
+    let view = View::new(desc, total)?;
+    ensure!(
+        view.strip_dim().is_none(),
+        "format FRACTAL_NZ is only for weights of products and for NpuFormatCast, which makes it plain"
+    );
+    Ok(view)
 }
 
 /// Dimension `dim` of a tensor with `ndim` dimensions (0-d counts as one); negative ones count from the end.

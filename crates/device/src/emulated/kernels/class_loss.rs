@@ -1,4 +1,4 @@
-//! Losses over classes: NLLLoss (also per pixel), CrossEntropyLoss, and their gradients.
+//! Losses over classes: NLLLoss (also per pixel), CrossEntropyLoss, SoftmaxCrossEntropyWithLogits, and their gradients.
 //!
 //! Logarithms of probabilities are `[N, C]` or `[C]` (`[N, C, H, W]` per pixel); a target names a class of each, or
 //! `ignoreIndex`. `loss = −w[t]·x[t]`; a mean divides by the sum of the weights that count. Any other target outside of
@@ -22,7 +22,33 @@ pub const KERNELS: Family = &[
     (ops::aclnnNLLLoss2d, nll_loss),
     (ops::aclnnNLLLoss2dBackward, nll_loss_backward),
     (ops::aclnnNLLLossBackward, nll_loss_backward),
+    (ops::aclnnSoftmaxCrossEntropyWithLogits, softmax_cross_entropy),
 ];
+
+/// `features labels → loss backprop`: rows of scores and of probabilities `[N, C]`; `loss = −Σ p·log softmax(x)`,
+/// `backprop = softmax(x) − p`.
+fn softmax_cross_entropy(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (x, labels, loss, back) = (args.tensor(0)?, args.tensor(1)?, args.output(2)?, args.output(3)?);
+    for (position, view) in [&x, &labels, &loss, &back].into_iter().enumerate() {
+        float(view, args.name(position))?;
+    }
+    ensure!(x.ndim() == 2, "features: shape {:?}, want [N, C]", x.dims());
+    shaped(&labels, x.dims(), "labels")?;
+    shaped(&back, x.dims(), "backprop")?;
+    shaped(&loss, &x.dims()[..1], "loss")?;
+    let (mut scores, labels): (Vec<f64>, Vec<f64>) = (read(machine, &x)?, read(machine, &labels)?);
+    let mut losses = Vec::with_capacity(x.dim(0));
+    let classes = x.dim(1).max(1);
+    for (scores, labels) in scores.chunks_exact_mut(classes).zip(labels.chunks_exact(classes)) {
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|x| (x - largest).exp()).sum();
+        losses.push(-scores.iter().zip(labels).map(|(x, p)| p * (x - largest - sum.ln())).sum::<f64>());
+        scores.iter_mut().zip(labels).for_each(|(x, p)| *x = (*x - largest).exp() / sum - p);
+    }
+    losses.resize(x.dim(0), 0.0);
+    write(machine, &loss, &losses)?;
+    write(machine, &back, &scores)
+}
 
 /// Rows of classes, and what is known of them.
 struct Rows {

@@ -1,4 +1,4 @@
-//! Operators that read elements or slices by index: Embedding, IndexSelect, Gather, GatherV3, Take.
+//! Operators that read elements or slices by index: Embedding, IndexSelect, Gather, GatherV2, GatherV3, Take.
 //!
 //! All indices are checked before the first element is written ([`super::indices`]).
 
@@ -16,6 +16,7 @@ use super::{Family, Machine};
 pub const KERNELS: Family = &[
     (ops::aclnnEmbedding, embedding),
     (ops::aclnnGather, gather),
+    (ops::aclnnGatherV2, gather_v2),
     (ops::aclnnGatherV3, gather_v3),
     (ops::aclnnIndexSelect, index_select),
     (ops::aclnnTake, take),
@@ -44,6 +45,15 @@ fn embedding(args: &Args<'_>, machine: &mut Machine) -> Outcome {
     ensure!(table.ndim() == 2, "weight: shape {:?}, want [vocabulary, width]", table.dims());
     same_type(args, 2, &out, &table)?;
     slices(args, machine, [&table, &index, &out], 0, 1)
+}
+
+/// `self dim index → out`: [`index_select`] with an index of any rank.
+fn gather_v2(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (x, index, out) = (args.tensor(0)?, args.tensor(2)?, args.output(3)?);
+    ensure!(x.ndim() > 0, "self: at least one dimension is required");
+    let dim = args.dim(1, x.ndim())?;
+    same_type(args, 3, &out, &x)?;
+    slices(args, machine, [&x, &index, &out], dim, 2)
 }
 
 /// `self dim index batchDims mode → out`: [`index_select`] with an index of any rank, for each index of the first

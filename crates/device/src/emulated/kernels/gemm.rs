@@ -10,7 +10,7 @@
 //! the same bits alone, in a batch, and in a chunk of its prompt. Tests hold the library to this.
 //!
 //! **Memory.** Single-precision operands are read where they lie, with any strides. 16-bit ones are widened before, the
-//! second matrix in panels of [`PANEL_BYTES`].
+//! second matrix in panels of [`PANEL_BYTES`]; so is one in FRACTAL_NZ.
 //!
 //! **Cost.** The library repacks both matrices and computes tiles of 8×8, so one row costs what eight do. Measured on two
 //! cores with `engine/examples/steps.rs` and the shapes of a 0.5-billion-parameter model in bfloat16, against vector code of
@@ -78,14 +78,27 @@ impl<'a> Matrix<'a> {
         Self { dims, strides, ..self }
     }
 
-    /// A 2-d view of a type that [`is_operand`] accepts: in single precision where it lies, others widened into `scratch`.
+    /// A 2-d view of a type that [`is_operand`] accepts: in single precision where it lies, other types and what lies in
+    /// FRACTAL_NZ copied into `scratch`.
     pub fn of_view(hbm: &'a Hbm, view: &View, scratch: &'a mut Vec<f32>) -> Self {
         let (rows, columns) = (view.dim(0), view.dim(1));
-        if view.dtype == DataType::F32 {
+        if view.dtype == DataType::F32 && view.strip_dim().is_none() {
             return Self::new(hbm.elements(), view.start(), [rows, columns], [view.stride(0), view.stride(1)]);
         }
         if scratch.len() < rows * columns {
             scratch.resize(rows * columns, 0.0);
+        }
+        if let Some(dim) = view.strip_dim() {
+            if dim == 0 {
+                return Self::of_view(hbm, &view.transpose(0, 1), scratch).transposed();
+            }
+            let widened = &mut scratch[..rows * columns];
+            for (from, piece) in view.pieces() {
+                for (row, out) in widened.chunks_exact_mut(columns).enumerate() {
+                    piece.select(0, row).row().load(hbm, 0, &mut out[from..from + piece.dim(1)]);
+                }
+            }
+            return Self::rows(widened, rows, columns);
         }
         // Along memory, whichever way that is.
         if view.stride(0).unsigned_abs() < view.stride(1).unsigned_abs() {
@@ -144,7 +157,7 @@ pub fn multiply(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], pitch: usize, add
 pub fn product(hbm: &Hbm, a: Matrix<'_>, b: &View, out: &mut [f32], panel: &mut Vec<f32>) {
     let (k, n) = (b.dim(0), b.dim(1));
     assert!(k <= K_MAX, "{k} products a sum");
-    let in_place = b.dtype == DataType::F32;
+    let in_place = b.dtype == DataType::F32 && b.strip_dim().is_none();
     let step = if in_place { n.max(1) } else { panel_columns(k) };
     for from in (0..n).step_by(step) {
         let part = Matrix::of_view(hbm, &b.narrow(1, from, step.min(n - from)), panel);
@@ -153,7 +166,7 @@ pub fn product(hbm: &Hbm, a: Matrix<'_>, b: &View, out: &mut [f32], panel: &mut 
 }
 
 /// Columns of `k` elements that fill a panel.
-fn panel_columns(k: usize) -> usize {
+pub fn panel_columns(k: usize) -> usize {
     let whole = PANEL_BYTES / size_of::<f32>() / k.max(1);
     (whole / TILE * TILE).clamp(TILE, PANEL_BYTES)
 }

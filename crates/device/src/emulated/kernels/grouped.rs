@@ -107,7 +107,7 @@ fn sizes(list: &[i64], kind: i64) -> Outcome<Vec<usize>> {
 
 fn run(args: &Args<'_>, machine: &mut Machine, kind: i64, sizes: Option<Vec<usize>>, out_at: usize) -> Outcome {
     let all = |position: usize| args.tensors(position)?.collect::<Outcome<Vec<View>>>();
-    let (xs, weights, biases) = (all(0)?, all(1)?, list(args, 2)?);
+    let (xs, weights, biases) = (all(0)?, args.matrices(1)?, list(args, 2)?);
     let out_name = args.name(out_at);
     let outs = all(out_at)?;
     for out in &outs {

@@ -1,7 +1,7 @@
 //! Matrix products of every rank, with and without addends: shapes around [`super::product`].
 //!
-//! Weights in the private format FRACTAL_NZ (the `…WeightNz` operators) are what NpuFormatCast made of them; this device
-//! keeps them row-major ([`super::format`]), so these operators are the plain ones.
+//! The second matrix may lie in the private format FRACTAL_NZ ([`super::format`]), whatever the operator is called: its tag says
+//! so. The `…WeightNz` operators are the plain ones.
 
 use acl_abi::{MAX_DIMS, ops};
 
@@ -36,7 +36,7 @@ pub const KERNELS: Family = &[
 
 /// `out = self · mat2`, with torch's rules for 1-d operands and broadcasting of leading dimensions.
 pub fn matmul(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (a, b, out) = (args.tensor(0)?, args.tensor(1)?, args.output(2)?);
+    let (a, b, out) = (args.tensor(0)?, args.matrix(1)?, args.output(2)?);
     ensure!(a.ndim() >= 1 && b.ndim() >= 1, "operands need at least one dimension: {:?} · {:?}", a.dims(), b.dims());
     let (a_row, b_column) = (a.ndim() == 1, b.ndim() == 1);
     let a = if a_row { a.unsqueeze(0) } else { a };
@@ -65,21 +65,21 @@ fn ranks(ndim: usize, views: [&View; 3]) -> Outcome {
 
 /// `out = self · mat2` for 2-d operands.
 pub fn mm(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (a, b, out) = (args.tensor(0)?, args.tensor(1)?, args.output(2)?);
+    let (a, b, out) = (args.tensor(0)?, args.matrix(1)?, args.output(2)?);
     ranks(2, [&a, &b, &out])?;
     batched(machine, &a, &b, &out, None)
 }
 
 /// `out = self · mat2` for 3-d operands; a batch of 1 serves all.
 pub fn bmm(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (a, b, out) = (args.tensor(0)?, args.tensor(1)?, args.output(2)?);
+    let (a, b, out) = (args.tensor(0)?, args.matrix(1)?, args.output(2)?);
     ranks(3, [&a, &b, &out])?;
     batched(machine, &a, &b, &out, None)
 }
 
 /// `out = beta·self + alpha·(mat1 · mat2)`; `self` broadcasts.
 pub fn addmm(args: &Args<'_>, machine: &mut Machine) -> Outcome {
-    let (own, a, b, out) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.output(5)?);
+    let (own, a, b, out) = (args.tensor(0)?, args.tensor(1)?, args.matrix(2)?, args.output(5)?);
     ranks(2, [&a, &b, &out])?;
     let addend = Addend { view: own, beta: args.scalar(3)?.as_f64(), alpha: args.scalar(4)?.as_f64() };
     batched(machine, &a, &b, &out, Some(addend))

@@ -7,7 +7,7 @@
 use acl_abi::{DataType, ops};
 
 use super::args::Args;
-use super::fault::{Outcome, ensure};
+use super::fault::{Fault, Outcome, ensure};
 use super::lane::{self, class};
 use super::number::{Number, with_lane};
 use super::real::{Real, read, shaped, with_real, write};
@@ -21,6 +21,7 @@ pub const KERNELS: Family = &[
     (ops::aclnnAdaptiveMaxPool2dBackward, adaptive_backward),
     (ops::aclnnAdaptiveMaxPool3d, |args, machine| adaptive(args, machine, 3)),
     (ops::aclnnAdaptiveMaxPool3dBackward, adaptive_backward),
+    (ops::aclnnMaxPool, max_pool),
     (ops::aclnnMaxPool2dWithIndices, |args, machine| pool(args, machine, 2, false)),
     (ops::aclnnMaxPool2dWithIndicesBackward, backward),
     (ops::aclnnMaxPool2dWithMask, |args, machine| pool(args, machine, 2, true)),
@@ -100,6 +101,25 @@ fn pool(args: &Args<'_>, machine: &mut Machine, spatial: usize, masked: bool) ->
         bits[byte] |= 1 << bit;
     })?;
     write(machine, &at, &bits)
+}
+
+/// `self kernelShape strides autoPad pads dilations ceilMode → out`, without padding and without telling where the largest were.
+fn max_pool(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (x, y) = (args.tensor(0)?, args.output(7)?);
+    let (auto, pads) = (args.int(3)?, args.ints(4).unwrap_or_default());
+    ensure!(
+        auto == 0 && pads.iter().all(|&p| p == 0),
+        "pads: {pads:?} with autoPad {auto} is not supported, pad before"
+    );
+    ensure!(y.dtype == x.dtype, "out: type {}, want {}", lane::name(y.dtype), lane::name(x.dtype));
+    let pair = |position: usize| match args.ints(position).unwrap_or_default() {
+        [] if position == 5 => Ok([1, 1]),
+        [both] => Ok([*both, *both]),
+        [h, w] => Ok([*h, *w]),
+        other => Err(Fault::new(format!("{}: {other:?}, want 2 numbers", args.name(position)))),
+    };
+    let windows = Windows::unpadded([&x, &y], [pair(1)?, pair(2)?, pair(5)?], args.int(6)? != 0)?;
+    each_largest(machine, &windows, &x, &y, |_, _, _, _| ())
 }
 
 /// The tap of the kernel over input `at` of a window.

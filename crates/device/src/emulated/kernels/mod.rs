@@ -68,6 +68,7 @@ mod unique;
 mod update;
 mod upsample;
 mod view;
+mod weight_quant;
 mod windows;
 
 #[cfg(test)]
@@ -209,6 +210,7 @@ pub const FAMILIES: &[Family] = &[
     unique::KERNELS,
     update::KERNELS,
     upsample::KERNELS,
+    weight_quant::KERNELS,
 ];
 
 /// Every operator that this device computes.

@@ -65,6 +65,7 @@ impl<const N: usize> Nest<N> {
         };
         let mut expanded = [*views[0]; N];
         for (expanded, view) in expanded.iter_mut().zip(views) {
+            assert!(view.strip_dim().is_none(), "a matrix in FRACTAL_NZ is read by its pieces");
             *expanded = view.broadcast(shape)?;
         }
         for (dim, &size) in shape.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Products of batched matrices around [`super::gemm`]: broadcasting, addends, threads, and element types.
 //!
 //! Float operands up to 32 bits, in any mixture and with any strides, accumulate in single precision and are rounded
-//! once. Doubles and integers are summed in their own lane by a plain loop, in order of `k`; integers wrap.
+//! once; the second matrix may lie in FRACTAL_NZ then. Doubles and integers are summed in their own lane by a plain loop, in order of `k`; integers wrap.
 
 use acl_abi::MAX_DIMS;
 
@@ -58,6 +58,8 @@ pub fn batched(machine: &mut Machine, a: &View, b: &View, out: &View, addend: Op
     let count: usize = lead.iter().product();
     let problem = Problem { a, b, out: *out, addend };
     if problem.is_exact()? {
+        let name = lane::name(out.dtype);
+        ensure!(problem.b.strip_dim().is_none(), "FRACTAL_NZ of {name} is not supported (float32, float16, bfloat16)");
         return problem.exact(machine, count);
     }
     let (m, k, n) = problem.sizes();

@@ -18,8 +18,10 @@ pub const KERNELS: Family = &[
     (ops::aclnnConstantPadNd, constant_pad),
     (ops::aclnnFlip, flip),
     (ops::aclnnChannelShuffle, channel_shuffle),
+    (ops::aclnnPermute, permute),
     (ops::aclnnRepeat, repeat),
     (ops::aclnnRoll, roll),
+    (ops::aclnnSlice, slice),
     (ops::aclnnSplitWithSize, split_with_size),
     (ops::aclnnStack, stack),
     (ops::aclnnStridedSlice, strided_slice),
@@ -139,6 +141,42 @@ fn copy_reshaped(machine: &mut Machine, mut out: View, dim: usize, source: &View
         out = out.split(dim + i, size, inner);
     }
     copy(machine, &out, source)
+}
+
+/// `self dims → out`: dimension `i` of out is dimension `dims[i]` of self.
+fn permute(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (x, out) = (args.tensor(0)?, args.output(2)?);
+    let dims = args.ints(1).unwrap_or_default();
+    same_type(args, 2, &out, &x)?;
+    ensure!(dims.len() == x.ndim(), "dims: {dims:?} of a tensor with {} dimensions", x.ndim());
+    // Dimension `i` is brought to its place by exchanging it with whatever is there.
+    let (mut view, mut order) = (x, [0, 1, 2, 3, 4, 5, 6, 7]);
+    for (i, &dim) in dims.iter().enumerate() {
+        let dim = wrap_dim("dims", dim, x.ndim())?;
+        let at = order[..x.ndim()].iter().position(|&d| d == dim).expect("all dimensions are there");
+        ensure!(at >= i, "dims: {dims:?} names a dimension twice");
+        view = view.transpose(i, at);
+        order.swap(i, at);
+    }
+    ensure!(out.dims() == view.dims(), "out: shape {:?}, want {:?}", out.dims(), view.dims());
+    copy(machine, &out, &view)
+}
+
+/// `self dim start end step → out`: every `step`-th index of `dim` from `start` to before `end`, both limited to what there is;
+/// negative ones count from the end.
+fn slice(args: &Args<'_>, machine: &mut Machine) -> Outcome {
+    let (x, out) = (args.tensor(0)?, args.output(5)?);
+    ensure!(x.ndim() > 0, "self: at least one dimension is required");
+    let dim = args.dim(1, x.ndim())?;
+    same_type(args, 5, &out, &x)?;
+    let (size, step) = (x.dim(dim) as i64, args.int(4)?);
+    ensure!(step > 0, "step: {step}, want 1 or more");
+    let limit = |at: i64| (if at < 0 { at.saturating_add(size) } else { at }).clamp(0, size);
+    let start = limit(args.int(2)?);
+    let count = ((limit(args.int(3)?) - start).max(0) as u64).div_ceil(step as u64) as usize;
+    let part = x.step(dim, start as usize, step as isize, count);
+    ensure!(out.dims() == part.dims(), "out: shape {:?}, want {:?}", out.dims(), part.dims());
+    copy(machine, &out, &part)
 }
 
 /// `self repeats → out`: whole copies of self along every dimension.

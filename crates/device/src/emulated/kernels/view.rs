@@ -4,7 +4,7 @@
 //! from it (a row, a slice of a dimension, a broadcast) stays inside that span by construction, and every access is a
 //! bounds-checked slice access on top. A view holds no reference: reading takes `&Hbm`, writing `&mut Hbm`.
 
-use acl_abi::{DataType, MAX_DIMS, TensorDesc, values};
+use acl_abi::{DataType, MAX_DIMS, TensorDesc, nz, values};
 
 use super::fault::{Fault, ensure};
 use super::lane::{self, Elem, Lane, with_elem};
@@ -24,6 +24,26 @@ pub struct View {
     ndim: usize,
     dims: [usize; MAX_DIMS],
     strides: [isize; MAX_DIMS],
+    /// Set for a matrix in FRACTAL_NZ that is wider than one strip.
+    strips: Option<Strips>,
+}
+
+/// A dimension that is cut into strips (`acl_abi::nz`): its element `i` lies `(first + i) / width · apart + (first + i) % width`
+/// behind the view's first element, which is that of `first` 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Strips {
+    dim: usize,
+    width: usize,
+    apart: isize,
+    first: usize,
+}
+
+impl Strips {
+    /// Where element `index` of the dimension lies.
+    fn at(&self, index: usize) -> isize {
+        let index = self.first + index;
+        ((index / self.width) as isize).wrapping_mul(self.apart).wrapping_add((index % self.width) as isize)
+    }
 }
 
 /// Elements of one dimension.
@@ -53,20 +73,32 @@ impl View {
                 | values::ACL_FORMAT_NCDHW
                 | values::ACL_FORMAT_NC
                 | values::ACL_FORMAT_NCL
-                // Private to the device, which keeps it row-major: `super::format`.
                 | values::ACL_FORMAT_FRACTAL_NZ
         );
-        ensure!(plain, "storage format {} is not supported (only plain strided formats, ND = 2)", desc.format);
+        ensure!(
+            plain,
+            "storage format {} is not supported (plain strided formats, ND = 2, and FRACTAL_NZ = 29)",
+            desc.format
+        );
         // Empty dimensions count as one, so that no product of some of the sizes overflows either.
         let elements = desc.dims().iter().fold(1u64, |n, &d| n.saturating_mul(d.max(1) as u64));
         ensure!(elements <= ELEMENTS_MAX, "sizes {:?}: more than {ELEMENTS_MAX} elements", desc.dims());
+        let Ok(private) = nz::matrices(desc) else {
+            return Err(Fault::new("FRACTAL_NZ: sizes, strides and offset are not those of whole matrices"));
+        };
         let span = desc.byte_span();
         let Ok(span) = span else { return Err(Fault::new("sizes and strides overflow, or reach below the storage")) };
+        let ndim = desc.dims().len();
         let mut view =
-            Self { dtype: desc.dtype, start: 0, ndim: desc.dims().len(), dims: [0; MAX_DIMS], strides: [0; MAX_DIMS] };
+            Self { dtype: desc.dtype, start: 0, ndim, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], strips: None };
         for i in 0..view.ndim {
             view.dims[i] = desc.dims[i] as usize;
             view.strides[i] = desc.strides[i] as isize;
+        }
+        let mut offset = desc.offset as u64;
+        if let Some(private) = private {
+            view.lay_out(&private);
+            offset = (private.first * private.matrix) as u64;
         }
         let size = u64::from(desc.dtype.bits() / 8);
         if let Some((first, end)) = span {
@@ -74,9 +106,40 @@ impl View {
             let low = offset_of(PhysAddr(addr), end - first, total).map_err(|e| Fault::new(e.to_string()))?;
             ensure!(low % size == 0, "address {addr:#x} is not aligned to the {size}-byte element");
             // `low` belongs to the lowest element, which lies `first / size` elements above the storage base.
-            view.start = (low / size + (desc.offset as u64 - first / size)) as usize;
+            view.start = (low / size + (offset - first / size)) as usize;
         }
         Ok(view)
+    }
+
+    /// Strides of matrices in FRACTAL_NZ instead of those they have row by row.
+    fn lay_out(&mut self, private: &nz::Matrices) {
+        let mut apart = private.matrix as isize;
+        for dim in (0..self.ndim - 2).rev() {
+            self.strides[dim] = apart;
+            apart *= self.dims[dim] as isize;
+        }
+        let (dim, width) = (private.columns, private.width as usize);
+        (self.strides[private.rows], self.strides[dim]) = (private.width as isize, 1);
+        self.strips =
+            (self.dims[dim] > width).then_some(Strips { dim, width, apart: private.strip as isize, first: 0 });
+    }
+
+    /// The dimension that is cut into strips; such a view is read and written by its [`Self::pieces`].
+    pub fn strip_dim(&self) -> Option<usize> {
+        self.strips.map(|strips| strips.dim)
+    }
+
+    /// Views without strips that make up this one, each with its first index along [`Self::strip_dim`].
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, Self)> + use<> {
+        let view = *self;
+        let (mut next, mut whole) = (0, view.strips.is_none().then_some((0, view)));
+        std::iter::from_fn(move || {
+            let Some(Strips { dim, width, first, .. }) = view.strips else { return whole.take() };
+            let from = next;
+            next = ((first + from) / width + 1) * width - first;
+            next = next.min(view.dim(dim));
+            (from < next).then(|| (from, view.narrow(dim, from, next - from)))
+        })
     }
 
     /// Sizes.
@@ -116,6 +179,10 @@ impl View {
 
     /// True if two indices surely name one element, as in an expanded view: such a view is not to be written.
     pub fn repeats(&self) -> bool {
+        if self.strips.is_some() {
+            // Made of whole matrices, and kernels do not expand them before they write.
+            return false;
+        }
         let mut reach = 1usize;
         for (&d, &s) in self.dims().iter().zip(self.strides()) {
             if d > 1 && s == 0 {
@@ -130,6 +197,9 @@ impl View {
     pub fn is_contiguous(&self) -> bool {
         if self.elements() == 0 {
             return true;
+        }
+        if self.strips.is_some() {
+            return false;
         }
         let mut want = 1;
         for (&d, &s) in self.dims().iter().zip(self.strides()).rev() {
@@ -150,8 +220,16 @@ impl View {
     pub fn select(&self, dim: usize, index: usize) -> Self {
         assert!(index < self.dim(dim), "index {index} of dimension {dim} with size {}", self.dim(dim));
         let mut view = self.without(dim);
-        view.start = self.start.wrapping_add_signed((index as isize).wrapping_mul(self.strides[dim]));
+        view.start = self.start.wrapping_add_signed(self.reach(dim, index));
         view
+    }
+
+    /// Where index `index` of dimension `dim` lies, from index 0 of a view without strips there.
+    fn reach(&self, dim: usize, index: usize) -> isize {
+        match self.strips {
+            Some(strips) if strips.dim == dim => strips.at(index),
+            _ => (index as isize).wrapping_mul(self.strides[dim]),
+        }
     }
 
     /// `len` indices of dimension `dim` from `from` on.
@@ -162,8 +240,17 @@ impl View {
         assert!(from + len <= self.dim(dim), "{from}+{len} of dimension {dim} with size {}", self.dim(dim));
         let mut view = *self;
         view.dims[dim] = len;
-        if len > 0 {
-            view.start = self.start.wrapping_add_signed((from as isize).wrapping_mul(self.strides[dim]));
+        match &mut view.strips {
+            Some(strips) if strips.dim == dim => {
+                strips.first += from;
+                if strips.first % strips.width + len <= strips.width {
+                    // All in one strip.
+                    view.start = self.start.wrapping_add_signed(self.reach(dim, from));
+                    view.strips = None;
+                }
+            }
+            _ if len > 0 => view.start = self.start.wrapping_add_signed(self.reach(dim, from)),
+            _ => {}
         }
         view
     }
@@ -174,6 +261,7 @@ impl View {
     /// If there are more or none.
     pub fn single(&self) -> Self {
         assert_eq!(self.elements(), 1);
+        self.no_strips();
         Self { ndim: 0, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], ..*self }
     }
 
@@ -186,6 +274,7 @@ impl View {
         let size = self.dim(dim) as isize;
         let inside = (from as isize) < size && last.is_some_and(|last| (0..size).contains(&last));
         assert!(count == 0 || inside, "{count} of {size} from {from} by {step}");
+        self.no_strips();
         let mut view = *self;
         view.dims[dim] = count;
         view.strides[dim] = self.strides[dim].wrapping_mul(step);
@@ -201,6 +290,7 @@ impl View {
     /// If there are not so many.
     pub fn diagonal(&self, count: usize) -> Self {
         assert!(self.dims().iter().all(|&d| count <= d));
+        self.no_strips();
         let mut view = Self { ndim: 1, dims: [0; MAX_DIMS], strides: [0; MAX_DIMS], ..*self };
         view.dims[0] = count;
         view.strides[0] = self.strides().iter().fold(0, |sum: isize, &stride| sum.wrapping_add(stride));
@@ -228,6 +318,13 @@ impl View {
         let mut view = *self;
         view.dims.swap(a, b);
         view.strides.swap(a, b);
+        if let Some(strips) = &mut view.strips {
+            strips.dim = match strips.dim {
+                dim if dim == a => b,
+                dim if dim == b => a,
+                dim => dim,
+            };
+        }
         view
     }
 
@@ -243,6 +340,9 @@ impl View {
         view.dims[dim] = 1;
         view.strides[dim] = 0;
         view.ndim += 1;
+        if let Some(strips) = &mut view.strips {
+            strips.dim += usize::from(dim <= strips.dim);
+        }
         view
     }
 
@@ -252,6 +352,7 @@ impl View {
     /// If the sizes do not multiply to the dimension's, or there are [`MAX_DIMS`] dimensions already.
     pub fn split(&self, dim: usize, outer: usize, inner: usize) -> Self {
         assert!(outer.checked_mul(inner) == Some(self.dim(dim)), "{outer}·{inner} is not {}", self.dim(dim));
+        self.no_strips();
         let mut view = self.unsqueeze(dim);
         view.dims[dim] = outer;
         view.dims[dim + 1] = inner;
@@ -267,6 +368,9 @@ impl View {
         let added = shape.len() - self.ndim;
         let mut view = *self;
         view.ndim = shape.len();
+        if let Some(strips) = &mut view.strips {
+            strips.dim += added;
+        }
         for (dim, &want) in shape.iter().enumerate() {
             let have = dim.checked_sub(added).map(|d| (self.dims[d], self.strides[d]));
             view.dims[dim] = want;
@@ -278,12 +382,21 @@ impl View {
         Ok(view)
     }
 
+    /// For what strips have no meaning in.
+    ///
+    /// # Panics
+    /// If there are any.
+    fn no_strips(&self) {
+        assert!(self.strips.is_none(), "a matrix in FRACTAL_NZ is read by its pieces");
+    }
+
     /// The only dimension of a 1-d view.
     ///
     /// # Panics
     /// With another number of dimensions.
     pub fn row(&self) -> Row {
         assert_eq!(self.ndim, 1);
+        self.no_strips();
         Row { dtype: self.dtype, len: self.dims[0], start: self.start, stride: self.strides[0] }
     }
 
@@ -314,6 +427,14 @@ impl View {
         view.ndim -= 1;
         view.dims[view.ndim] = 0;
         view.strides[view.ndim] = 0;
+        match &mut view.strips {
+            Some(strips) if strips.dim == dim => {
+                view.start = self.start.wrapping_add_signed(self.reach(dim, 0));
+                view.strips = None;
+            }
+            Some(strips) => strips.dim -= usize::from(dim < strips.dim),
+            None => {}
+        }
         view
     }
 }

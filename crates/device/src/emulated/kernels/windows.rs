@@ -111,10 +111,19 @@ impl Windows {
         let kernel = numbers(first, 1, None)?;
         let (stride, padding) = (numbers(first + 1, 1, Some(kernel))?, numbers(first + 2, 0, None)?);
         let dilation = dilation.map_or(Ok([1; 3]), |position| numbers(position, 1, None))?;
+        let rule = |dim: usize| Rule {
+            kernel: kernel[dim],
+            stride: stride[dim],
+            padding: padding[dim],
+            dilation: dilation[dim],
+        };
+        Self::by_rules([input, output], [0, 1, 2].map(rule), round_up)
+    }
+
+    /// Windows by a rule for each dimension, of a plane of these input and output sizes.
+    fn by_rules([input, output]: [[usize; 3]; 2], rules: [Rule; 3], round_up: bool) -> Outcome<Self> {
         let mut spans = [const { Vec::new() }; 3];
-        for dim in 0..3 {
-            let rule =
-                Rule { kernel: kernel[dim], stride: stride[dim], padding: padding[dim], dilation: dilation[dim] };
+        for (dim, rule) in rules.into_iter().enumerate() {
             let want = rule.outputs(input[dim], round_up);
             ensure!(
                 want == Some(output[dim]) && 2 * rule.padding <= rule.reach(),
@@ -125,6 +134,19 @@ impl Windows {
             spans[dim] = (0..output[dim]).map(|o| rule.span(o, input[dim])).collect();
         }
         Ok(Self { input, output, spans })
+    }
+
+    /// Windows over two dimensions of these kernel sizes, strides and dilations, without padding.
+    pub fn unpadded(sides: [&View; 2], [kernel, stride, dilation]: [[i64; 2]; 3], round_up: bool) -> Outcome<Self> {
+        let (input, output) = sizes(2, sides)?;
+        let all = [kernel, stride, dilation].as_flattened().iter().all(|v| (1..=1 << 20).contains(v));
+        ensure!(all, "kernelShape: {kernel:?}, strides {stride:?}, dilations {dilation:?}: want numbers from 1 on");
+        let rule = |at: usize| {
+            let [kernel, stride, dilation] = [kernel, stride, dilation].map(|pair| pair[at] as usize);
+            Rule { kernel, stride, padding: 0, dilation }
+        };
+        let one = Rule { kernel: 1, stride: 1, padding: 0, dilation: 1 };
+        Self::by_rules([input, output], [one, rule(0), rule(1)], round_up)
     }
 
     /// Windows that share the input among the outputs, overlapping where that does not come out even.

@@ -315,3 +315,26 @@ fn gradients_of_rotary_embedding_and_of_its_tables() {
         close(&lab.read(&ds), &slope(&sin, &|sin| loss(&x, &cos, sin)), 1e-5);
     }
 }
+
+#[test]
+fn entropy_against_probabilities_and_its_gradient() {
+    let mut lab = Lab::new();
+    let (x, p) = ([1.0f64, 2.0, 0.5, -1.0, 0.0, 3.0], [0.2f64, 0.3, 0.5, 0.0, 1.0, 0.0]);
+    let (tx, tp) = (lab.tensor(F32, &[2, 3], &x), lab.tensor(F32, &[2, 3], &p));
+    let (loss, back) = (lab.room(F32, &[2]), lab.room(F32, &[2, 3]));
+    lab.ok(ops::aclnnSoftmaxCrossEntropyWithLogits, &[A::T(tx), A::T(tp), A::T(loss), A::T(back)]);
+    for row in 0..2 {
+        let sum: f64 = x[3 * row..][..3].iter().map(|x| x.exp()).sum();
+        let want: f64 = (0..3).map(|i| -p[3 * row + i] * (x[3 * row + i].exp() / sum).ln()).sum();
+        assert!((lab.read(&loss)[row] - want).abs() < 1e-6);
+        for i in 3 * row..3 * row + 3 {
+            assert!((lab.read(&back)[i] - (x[i].exp() / sum - p[i])).abs() < 1e-6);
+        }
+    }
+    let one = lab.room(F32, &[1]);
+    lab.refused(
+        ops::aclnnSoftmaxCrossEntropyWithLogits,
+        &[A::T(tx), A::T(tp), A::T(one), A::T(back)],
+        "loss: shape [1]",
+    );
+}

@@ -338,22 +338,6 @@ fn transposed_batches_are_permuted_in_and_out() {
 }
 
 #[test]
-fn a_format_cast_copies_and_the_result_can_be_multiplied() {
-    let mut lab = Lab::new();
-    let values: Vec<f64> = (0..6).map(f64::from).collect();
-    let plain = lab.tensor_as(F32, &[2, 3], &values, Lay::Reversed);
-    let mut private = lab.room(F32, &[2, 3]);
-    private.format = 29;
-    lab.ok(ops::aclnnNpuFormatCast, &[A::T(plain), A::T(private)]);
-    let row = lab.tensor(F32, &[1, 2], &[1.0, 10.0]);
-    let out = lab.room(F32, &[1, 3]);
-    lab.ok(ops::aclnnMatmulWeightNz, &[A::T(row), A::T(private), A::T(out), A::I(0)]);
-    assert_eq!(lab.read(&out), [30.0, 41.0, 52.0]);
-    let narrow = lab.room(F32, &[3]);
-    lab.refused(ops::aclnnNpuFormatCast, &[A::T(plain), A::T(narrow)], "dstTensor: shape [3], want [2, 3]");
-}
-
-#[test]
 fn malformed_products_are_refused() {
     let mut lab = Lab::new();
     let f = |lab: &mut Lab, dims: &[i64]| {

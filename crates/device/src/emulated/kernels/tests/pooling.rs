@@ -289,3 +289,27 @@ fn nearest_moves_elements_of_every_type() {
     assert_eq!(lab.read(&dx), [2.0, 2.0, 1.0, 2.0, 2.0, 1.0]);
     lab.refused(ops::aclnnUpsampleNearest1d, &[A::T(x), A::Ints(vec![4]), A::T(y)], "outputSize");
 }
+
+#[test]
+fn the_largest_of_each_window_without_telling_where() {
+    let mut lab = Lab::new();
+    let values: Vec<f64> = (0..48).map(|i| f64::from(i * 37 % 48)).collect();
+    let x = lab.tensor(F32, &[1, 2, 4, 6], &values);
+    let out = lab.room(F32, &[1, 2, 2, 2]);
+    let args = |kernel: &[i64], strides: &[i64], pads: &[i64], out| {
+        let ints = |values: &[i64]| A::Ints(values.to_vec());
+        vec![A::T(x), ints(kernel), ints(strides), A::I(0), ints(pads), ints(&[1, 1]), A::I(0), A::T(out)]
+    };
+    lab.ok(ops::aclnnMaxPool, &args(&[2, 3], &[2, 3], &[0, 0, 0, 0], out));
+    let want: Vec<f64> = (0..8)
+        .map(|at| {
+            let (plane, h, w) = (at / 4, at / 2 % 2, at % 2);
+            let under = (0..6).map(|tap| values[plane * 24 + (2 * h + tap / 3) * 6 + 3 * w + tap % 3]);
+            under.fold(f64::NEG_INFINITY, f64::max)
+        })
+        .collect();
+    assert_eq!(lab.read(&out), want);
+    lab.refused(ops::aclnnMaxPool, &args(&[2, 3], &[2, 3], &[1, 0, 0, 0], out), "pads: [1, 0, 0, 0] with autoPad 0");
+    let wide = lab.room(F32, &[1, 2, 2, 3]);
+    lab.refused(ops::aclnnMaxPool, &args(&[2, 2], &[2, 3], &[], wide), "out: 3 positions of 6");
+}

@@ -66,7 +66,7 @@ fn random_tensor(noise: &mut Noise) -> TensorDesc {
         _ => {}
     }
     match noise.below(20) {
-        0 => desc.format = 3,
+        0 => desc.format = [3, 29][noise.below(2) as usize],
         1 => desc.offset = noise.below(4) as i64,
         // Hostile: outside of memory, misaligned, overflowing.
         2 => {
