@@ -251,7 +251,7 @@ impl Leases {
             out.longest = out.longest.max(left);
             match decoding.asks(pace, self.steps, tau, wanted) {
                 Asks::Parked => out.parked = true,
-                Asks::EndBy(by) if !few && !(saturated && r.late) => {
+                Asks::EndBy(by) if !(few || saturated && r.late) => {
                     out.end_by = Some(out.end_by.map_or(by, |earliest| earliest.min(by)));
                 }
                 Asks::Lost | Asks::EndBy(_) => out.lost = true,
