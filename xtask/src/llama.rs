@@ -23,7 +23,8 @@ const LAYOUT: u32 = 1;
 const DEVICE: &str = "Ascend910B3:functional:hbm=2";
 
 /// One way to run a model: what it is called, the backend's variables, and whether attention is fused.
-const WAYS: [(&str, &[(&str, &str)], &[&str]); 4] = [
+type Way = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+const WAYS: [Way; 4] = [
     ("graphs", &[], &[]),
     ("eager", &[("GGML_CANN_ACL_GRAPH", "off")], &[]),
     // With graphs and without fused attention it replays graphs that name memory which it has freed, an error here.

@@ -107,7 +107,7 @@ fn every_packing_and_grouping_matches_a_naive_sum() {
                     let (i, j) = (at / n, at % n);
                     let (mut want, mut size) = (if case.bias { vb[j] } else { 0.0 }, 1.0);
                     for l in 0..k {
-                        let g = if case.group == 0 { 0 } else { l / case.group };
+                        let g = l.checked_div(case.group).unwrap_or(0);
                         let o = if case.offsets { vo[g * n + j] } else { 0.0 };
                         let term = vx[i * k + l] * ((f64::from(w[l * n + j]) + o) * vs[g * n + j]);
                         want += term;
