@@ -27,7 +27,7 @@ type Way = (&'static str, &'static [(&'static str, &'static str)], &'static [&'s
 const WAYS: [Way; 4] = [
     ("graphs", &[], &[]),
     ("eager", &[("GGML_CANN_ACL_GRAPH", "off")], &[]),
-    // With graphs and without fused attention it replays graphs that name memory which it has freed, an error here.
+    // With graphs and without fused attention it replays graphs that name memory which no allocation holds by then, an error.
     (
         "plain attention, weights row by row, eager",
         &[("GGML_CANN_WEIGHT_NZ", "off"), ("GGML_CANN_ACL_GRAPH", "off")],
