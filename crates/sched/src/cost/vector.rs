@@ -64,6 +64,7 @@ const ELEMENTWISE: &[(f32, &[&str])] = &[
             "Subs",
             "Threshold",
             "ThresholdBackward",
+            "TransMatmulWeight",
             "Trunc",
             "Angle",
             "MaskedScale",
