@@ -14,14 +14,11 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Builds every program in release, with cargo's own progress.
+/// Builds every program in release, with cargo's own progress. The whole workspace but this program, which runs: named one by one,
+/// packages would share other features of their dependencies than in the tests' build, and each build would undo the other.
 pub fn programs() -> Result<()> {
-    let packages = ["gateway", "vnpu-daemon", "interposer", "engine", "loadgen", "vnpu"];
     let mut command = Command::new(env!("CARGO"));
-    command.args(["build", "--release", "--locked"]).current_dir(root());
-    for package in packages {
-        command.args(["--package", package]);
-    }
+    command.args(["build", "--release", "--locked", "--workspace", "--exclude", "xtask"]).current_dir(root());
     ensure!(command.status().context("starting cargo")?.success(), "the build failed");
     Ok(())
 }
