@@ -9,7 +9,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(os.path.dirname(HERE))
 
-from models import checkpoint, greedy, prompt, spoken, words  # noqa: E402
+from models import checkpoint, greedy, log_probabilities, prompt, spoken, words  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -19,6 +19,8 @@ TOKENS = 20
 GREEDY = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
 OPTIONS = {"max_model_len": 512, "max_num_seqs": 8, "gpu_memory_utilization": 0.5}
 EAGER = {"enforce_eager": True}
+# What bfloat16 may move a log-probability by, four layers with large random weights.
+BFLOAT16_MAX = 0.25
 PATIENCE_S = 600
 
 
@@ -70,3 +72,18 @@ def same_tokens(family, processes=1, **options):
         [answers], facts = run(path, [generate(PROMPTS)], processes, dtype="float32", **options)
         right(model, PROMPTS, answers)
     return facts
+
+
+def near_in_half_precision(family, **options):
+    """Each greedy token's log-probability is near the one that the CPU finds in single precision, and near the CPU's best."""
+    with tempfile.TemporaryDirectory() as path:
+        model = checkpoint(family, torch.bfloat16, path).float()
+        [answers], _ = run(path, [generate(PROMPTS, GREEDY | {"logprobs": 1})], dtype="bfloat16", **options)
+        worst = 0.0
+        for given, answer in zip(PROMPTS, answers, strict=True):
+            want = log_probabilities(model, given, answer["tokens"])
+            for step, token in enumerate(answer["tokens"]):
+                here = answer["logprobs"][step][str(token)]
+                worst = max(worst, abs(here - want[step, token].item()), (want[step].max() - want[step, token]).item())
+        assert worst < BFLOAT16_MAX, worst
+    return f"at most {worst:.2f} apart"

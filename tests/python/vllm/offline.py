@@ -4,14 +4,11 @@ sampling, scheduling.
 
 import tempfile
 
-from drive import EAGER, GREEDY, PROMPTS, TOKENS, generate, right, run, same_tokens
+from drive import EAGER, GREEDY, PROMPTS, TOKENS, generate, near_in_half_precision, right, run, same_tokens
 from models import checkpoint, greedy, log_probabilities, prompt
 
 import runner
 import torch
-
-# What bfloat16 may move a log-probability by, four layers with large random weights.
-BFLOAT16_MAX = 0.25
 
 
 def tokens(family, processes=1, **options):
@@ -82,21 +79,6 @@ def sampling():
         assert first == again and first != other, (first, other, again)
 
 
-def bfloat16():
-    """Half precision: each greedy token's log-probability is near the CPU's best for the text so far."""
-    with tempfile.TemporaryDirectory() as path:
-        model = checkpoint("qwen2", torch.bfloat16, path).float()
-        [answers], _ = run(path, [generate(PROMPTS, GREEDY | {"logprobs": 1})], dtype="bfloat16", **EAGER)
-        worst = 0.0
-        for given, answer in zip(PROMPTS, answers, strict=True):
-            want = log_probabilities(model, given, answer["tokens"])
-            for step, token in enumerate(answer["tokens"]):
-                here = answer["logprobs"][step][str(token)]
-                worst = max(worst, abs(here - want[step, token].item()), (want[step].max() - want[step, token]).item())
-        assert worst < BFLOAT16_MAX, worst
-    return f"at most {worst:.2f} apart"
-
-
 TESTS = {
     "qwen2_tokens": lambda: tokens("qwen2"),
     "qwen2_tokens_engine_in_its_own_process": lambda: tokens("qwen2", 2),
@@ -110,7 +92,7 @@ TESTS = {
     "synchronous_scheduling": lambda: scheduling(2, async_scheduling=False),
     "log_probabilities": log_probabilities_agree,
     "sampling": sampling,
-    "bfloat16": bfloat16,
+    "bfloat16": lambda: near_in_half_precision("qwen2", **EAGER),
 }
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ mod norm;
 mod number;
 mod padding;
 mod product;
+mod quantize;
 mod random;
 mod range;
 mod real;
@@ -189,6 +190,7 @@ pub const FAMILIES: &[Family] = &[
     moments::KERNELS,
     norm::KERNELS,
     padding::KERNELS,
+    quantize::KERNELS,
     random::KERNELS,
     range::KERNELS,
     reduce::KERNELS,

@@ -20,6 +20,7 @@ mod norm;
 mod operations;
 mod pooling;
 mod private_format;
+mod quantize;
 mod random;
 mod reduce;
 mod rotary_and_cache;
