@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use stack::Http;
 use system_tests::metrics::{self, Used};
-use system_tests::{PATIENCE, dashboards, wait_for};
+use system_tests::{PATIENCE, dashboards, python, wait_for};
 
 /// One of Prometheus' programs, from the system or from where `./x test` puts it.
 fn tool(name: &str) -> PathBuf {
@@ -51,6 +51,48 @@ fn dashboards_are_what_their_source_says() {
         let have = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(have == text, "{} is not what panels.yaml says: run `cargo xtask reference`", path.display());
     }
+}
+
+/// No Grafana runs here: what its makers publish of its format stands in for it.
+#[test]
+fn dashboards_have_nothing_that_grafana_does_not_know() {
+    let root = stack::source_root().unwrap();
+    let python = python::with_requirements("tests/python/grafana.txt").unwrap();
+    let mut command = Command::new(python);
+    command.arg(root.join("tests/python/grafana.py"));
+    let files: Vec<PathBuf> = dashboards::files().unwrap().into_iter().map(|(path, _)| path).collect();
+    let out = command.args(&files).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(String::from_utf8_lossy(&out.stdout).lines().count(), files.len(), "each was read");
+}
+
+/// What Grafana is told to load is where compose puts it, and its Prometheus is compose's.
+#[test]
+fn provisioning_names_what_compose_has() {
+    let root = stack::source_root().unwrap();
+    let services = &yaml(&root.join("docker/compose.yaml"))["services"];
+    let grafana = root.join("dashboards/grafana");
+    let mounts = list(&services["grafana"]["volumes"]);
+    let inside = |own: &str| {
+        let mount =
+            mounts.iter().find_map(|mount| mount.as_str()?.strip_prefix(own)?.strip_prefix(':')?.strip_suffix(":ro"));
+        mount.unwrap_or_else(|| panic!("{own} is not mounted")).to_owned()
+    };
+    assert_eq!(inside("../dashboards/grafana/provisioning"), "/etc/grafana/provisioning");
+    let providers = list(&yaml(&grafana.join("provisioning/dashboards/flexnpu.yaml"))["providers"]);
+    let paths: Vec<_> = providers.iter().map(|provider| provider["options"]["path"].clone()).collect();
+    assert_eq!(paths, [inside("../dashboards/grafana")]);
+    let sources = list(&yaml(&grafana.join("provisioning/datasources/flexnpu.yaml"))["datasources"]);
+    for source in &sources {
+        let url = source["url"].as_str().unwrap();
+        let (service, port) = url.strip_prefix("http://").and_then(|authority| authority.split_once(':')).unwrap();
+        let published = list(&services[service]["ports"]);
+        assert!(
+            published.iter().any(|own| own.as_str().is_some_and(|own| own.ends_with(&format!(":{port}")))),
+            "{url}"
+        );
+    }
+    assert_eq!(sources.iter().filter(|source| source["isDefault"] == true).count(), 1, "what a dashboard asks first");
 }
 
 #[test]
