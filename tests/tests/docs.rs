@@ -44,6 +44,21 @@ fn continuous_integration_runs_what_pages_leave_to_it() {
     }
 }
 
+/// What no test run and no change's integration runs is run by night.
+#[test]
+fn every_other_leg_that_pages_use_is_run_by_night() {
+    let nightly = std::fs::read_to_string(stack::source_root().unwrap().join(".ci/nightly")).unwrap();
+    let parts: BTreeSet<&str> = nightly.lines().filter_map(|line| line.strip_prefix("part ")).collect();
+    let mut used = BTreeSet::new();
+    for page in pages().unwrap() {
+        used.extend(read(&page).unwrap().1.iter().filter_map(|block| Some(block.leg().unwrap()?.name)));
+    }
+    for leg in used.into_iter().filter(|leg| !["", "live", "ci"].contains(leg)) {
+        let part = if leg == "docker" { "./x test --stack".to_owned() } else { format!("./x test --docs {leg}") };
+        assert!(parts.contains(part.as_str()), "no part of .ci/nightly is `{part}`: {parts:?}");
+    }
+}
+
 #[test]
 fn links_lead_to_files() {
     let root = stack::source_root().unwrap();
