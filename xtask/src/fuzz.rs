@@ -43,7 +43,7 @@ pub struct Fuzz {
     /// Targets that run at the same time.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Add the inputs that cover more than fuzz/seeds does to fuzz/seeds.
+    /// Add the inputs that reach more of the code than fuzz/seeds does to fuzz/seeds.
     #[arg(long)]
     keep: bool,
     /// Build and run nothing.
@@ -236,12 +236,14 @@ impl Ended {
     }
 }
 
-/// Adds what covers more than the seeds do to the seeds.
+/// Adds what reaches more of the code than the seeds do to the seeds. How often it gets there does not count: that would keep several times
+/// as many, and every test run replays them.
 fn kept(program: &Path, target: &str) -> Result<()> {
     let [seeds, corpus, _] = folders(target)?;
     let before = std::fs::read_dir(&seeds)?.count();
-    let merged =
-        nice(program).arg("-merge=1").args([&seeds, &corpus]).stderr(Stdio::null()).stdout(Stdio::null()).status()?;
+    let mut merge = nice(program);
+    merge.args(["-merge=1", "-use_counters=0"]).args([&seeds, &corpus]);
+    let merged = merge.stderr(Stdio::null()).stdout(Stdio::null()).status()?;
     if !merged.success() {
         bail!("{target}: the corpus could not be merged");
     }
