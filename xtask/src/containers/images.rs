@@ -22,6 +22,8 @@ pub const EPOCH: &str = "1577836800";
 pub const STAND_IN: &str = "flexnpu-stand-in:test";
 /// An OpenTelemetry collector: rotel, as published.
 pub const COLLECTOR: &str = "flexnpu-collector:test";
+/// An engine's image that is none of ours: Debian, and a program called `vllm`.
+pub const FOREIGN_ENGINE: &str = "flexnpu-foreign-engine:test";
 
 /// Builds all, from the programs of this build and the base that `docker/base.sh` makes.
 ///
@@ -62,6 +64,18 @@ ENTRYPOINT ["/bin/sh", "-c", "exec /usr/bin/rotel-agent start --exporter blackho
 --debug-log traces --debug-log metrics --debug-log-verbosity detailed"]
 "#;
     made(COLLECTOR, run, Some(program.trim().as_ref()))
+}
+
+/// Makes an image in which `vllm serve MODEL …` is our engine; it leaves out what only vLLM knows.
+///
+/// # Errors
+/// If Docker does not make the image.
+pub fn foreign_engine() -> Result<()> {
+    let run = r#"COPY engine /usr/bin/
+RUN printf '%s\n' '#!/bin/sh' 'model=$2; shift 2; for word; do shift; case $word in --enforce-eager) ;; *) set -- "$@" "$word";; esac; done' \
+    'exec engine --model "$model" "$@"' >/usr/bin/vllm && chmod 755 /usr/bin/vllm
+"#;
+    made(FOREIGN_ENGINE, run, Some(&build::root().join("target/release/engine")))
 }
 
 /// Makes an image on the base; `file` may be copied from.
@@ -138,7 +152,7 @@ fn inspect(image: &str) -> Result<Value> {
 pub fn remove(tag: &str) {
     let mut names: Vec<String> = IMAGES.map(|(name, _)| format!("flexnpu-{name}:{tag}")).to_vec();
     if tag == TAG {
-        names.extend([STAND_IN, COLLECTOR].map(str::to_owned));
+        names.extend([STAND_IN, COLLECTOR, FOREIGN_ENGINE].map(str::to_owned));
     }
     for name in names {
         // It may not have been built.

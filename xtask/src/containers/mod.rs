@@ -10,6 +10,7 @@ mod load;
 mod queries;
 mod rolling;
 mod trace;
+mod vllm;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ pub fn run(filter: &str) -> Result<Tally> {
 const STANDS_ON: [&str; 2] = ["stack_starts_and_answers_with_a_key", "replicas_start_and_prometheus_looks_at_each"];
 
 fn tried(compose: &mut Compose, filter: &str) -> Tally {
-    let steps: [Step; 11] = [
+    let steps: [Step; 12] = [
         ("commands_of_the_documentation_run", documented),
         ("every_profile_is_sound", profiles),
         ("images_are_small_and_have_no_shell", |_| images::look()),
@@ -75,6 +76,7 @@ fn tried(compose: &mut Compose, filter: &str) -> Tally {
         ("containers_have_no_root_and_nothing_to_write_to", |compose| images::confined(compose, &SERVICES)),
         ("load_generator_prints_the_table_of_the_demo", table),
         ("every_query_has_an_answer_from_the_stacks_own_prometheus", queries::all),
+        ("an_image_that_is_none_of_ours_serves_on_the_virtual_device", |compose| vllm::all(compose, &key("demo_key")?)),
         (STANDS_ON[1], replicas),
         ("each_container_fails_in_every_way_and_all_recovers", |compose| faults::all(compose, &key("demo_key")?)),
         ("rolling_restart_of_gateways_and_engines_drops_no_request", |compose| {
