@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 /// What applications link against or `dlopen`. None of the clients seen asks for a versioned name.
-pub const NAMES: [&str; 25] = [
+pub const NAMES: [&str; 27] = [
     "libascendcl.so",
     "libopapi.so",
     "libnnopbase.so",
@@ -37,6 +37,9 @@ pub const NAMES: [&str; 25] = [
     "libmmpa.so",
     "libascend_dump.so",
     "libc_sec.so",
+    // What torchair, which vllm_ascend 0.18.0 imports, names beside them.
+    "libascend_protobuf.so",
+    "libfmk_parser.so",
 ];
 
 /// The directory that `vnpu run` uses unless told otherwise.

@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod device;
 pub mod event;
 pub mod format;
+pub mod ge;
 pub mod graph;
 pub mod hccl;
 pub mod hccl_collectives;

@@ -29,7 +29,7 @@ const fn suite(script: &'static str, variables: &'static [(&'static str, &'stati
 }
 
 /// What runs, in order.
-const SUITES: [Suite; 13] = [
+const SUITES: [Suite; 14] = [
     suite("operators", &[]),
     suite("op_db", &[]),
     suite("streams", &[("TASK_QUEUE_ENABLE", "0")]),
@@ -40,6 +40,7 @@ const SUITES: [Suite; 13] = [
     suite("printing_and_random", &[]),
     suite("graphs", &[]),
     suite("processes", &[]),
+    suite("collectives", &[]),
     suite("misuse", &[]),
     suite("models", &[]),
     suite("training", &[]),
