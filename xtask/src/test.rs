@@ -108,10 +108,12 @@ fn commands_of_pages(leg: &str, filter: &str) -> Result<Tally> {
     let known: Vec<&str> = docs::LEGS.iter().map(|leg| leg.name).filter(|name| !name.is_empty()).collect();
     ensure!(known.contains(&leg), "no commands are left to {leg:?}; there are {}", known.join(", "));
     ensure!(leg != "docker", "what wants images and containers is run by ./x test --stack, which makes them");
+    // The project's own tasks, a build among them, are run where the sources are.
+    let around = docs::Surroundings { in_the_tree: leg == "tasks", ..docs::Surroundings::default() };
     let mut tally = Tally::default();
     for page in docs::pages()?.into_iter().filter(|page| page.contains(filter)) {
         let before = tally.passed;
-        match docs::run_page(&page, &[leg], &mut |command| println!("{command}")) {
+        match docs::run_page_in(&page, &[leg], &around, &mut |command| println!("{command}")) {
             Ok(commands) => tally.passed += commands as u64,
             Err(error) => {
                 println!("{error:#}");
