@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,15 +78,20 @@ fn step(line: &str) -> Option<Step> {
     Some(Step { phase: phase.to_owned(), tokens })
 }
 
-/// Writes a checkpoint into `dir` with a script of `tests/python/vllm`.
+/// Writes a checkpoint into `dir` with a script of `tests/python/vllm`; under `vnpu run`, because transformers loads torch_npu where it is
+/// installed, and torch_npu its libraries.
 ///
 /// # Errors
 /// If the script fails.
 pub fn checkpoint(python: &Path, script: &str, dir: &Path, args: &[&str]) -> Result<PathBuf> {
     let path = dir.join(script);
     if !path.exists() {
-        let mut command = Command::new(python);
-        command.arg(build::root().join("tests/python/vllm").join(script).with_extension("py")).arg(&path).args(args);
+        let mut command = Via::Direct("Ascend910B3:functional").run(None)?;
+        command
+            .arg(python)
+            .arg(build::root().join("tests/python/vllm").join(script).with_extension("py"))
+            .arg(&path)
+            .args(args);
         succeeds(command.env("TORCH_DEVICE_BACKEND_AUTOLOAD", "0"))?;
     }
     ensure!(path.join("config.json").is_file(), "{script} wrote no checkpoint into {}", path.display());
