@@ -142,11 +142,20 @@ fn prompt_tokens(number: usize) -> usize {
     if number % 8 == 3 { 256 * (1 + number % 3) + 1 } else { 1 + (number * 193) % 900 }
 }
 
-/// Sends requests, twelve at a time.
+/// Sends requests of many lengths, twelve at a time.
 ///
 /// # Errors
 /// If one fails.
 pub fn load(http: &Http, requests: usize) -> Result<()> {
+    load_of(http, requests, |number| (prompt_tokens(number), 4 + number % 40))
+}
+
+/// As [`load`]; `sizes` gives the tokens of a request's prompt and of its answer.
+///
+/// # Errors
+/// As there.
+pub fn load_of(http: &Http, requests: usize, sizes: impl Fn(usize) -> (usize, usize) + Sync) -> Result<()> {
+    let sizes = &sizes;
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..12)
@@ -157,9 +166,9 @@ pub fn load(http: &Http, requests: usize) -> Result<()> {
                         if number >= requests {
                             return Ok(());
                         }
-                        let prompt: Vec<usize> =
-                            (0..prompt_tokens(number)).map(|i| 1 + (i * 31 + number) % 900).collect();
-                        let body = json!({ "model": "m", "prompt": prompt, "max_tokens": 4 + number % 40 });
+                        let (asked, answered) = sizes(number);
+                        let prompt: Vec<usize> = (0..asked).map(|i| 1 + (i * 31 + number) % 900).collect();
+                        let body = json!({ "model": "m", "prompt": prompt, "max_tokens": answered });
                         http.stream("/v1/completions", &body)?.text()?;
                     }
                 })
