@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use acl_abi::{Arg, DataType, OpCall, Scalar, TensorDesc, ops};
 use device::{DeviceSpec, Emulated};
@@ -16,6 +17,9 @@ use wire::{HostSource, Record, Reply, ReplyTo};
 
 pub const FUNCTIONAL: &str = "Ascend910B3:functional:hbm=0.0625";
 pub const PACED: &str = "Ascend910B3:timing:paced:omega=0:kappa_prefill=0:kappa_decode=0";
+
+/// Longest that a call may take, in real time.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A small session: tests make many.
 pub fn layout() -> Layout {
@@ -107,8 +111,13 @@ impl Bench {
         let client = clients[session];
         std::thread::scope(|scope| {
             let caller = scope.spawn(move || client.call(make).unwrap());
-            let mut arrived = 0;
+            let (started, mut arrived) = (Instant::now(), 0);
             while !caller.is_finished() {
+                if started.elapsed() > ANSWER_TIME_MAX {
+                    // A panic would wait for the caller, who waits for the answer.
+                    eprintln!("a call has no answer after {ANSWER_TIME_MAX:?}");
+                    std::process::abort();
+                }
                 core.advance(*now);
                 for server in &mut servers {
                     let id = server.id();
@@ -122,7 +131,7 @@ impl Bench {
                     match core.next_wake(*now) {
                         Wake::At(at) | Wake::By(at) => *now = at.max(*now),
                         Wake::Doorbell => {
-                            doorbell.wait(Some(std::time::Duration::from_micros(200)));
+                            doorbell.wait(Some(Duration::from_micros(200)));
                         }
                     }
                 }
