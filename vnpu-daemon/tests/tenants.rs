@@ -81,6 +81,15 @@ fn load(client: &Client, over: &AtomicBool) {
     }
 }
 
+/// Says that it is over when it goes, also with a panic: threads of a scope are waited for.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs loads of tenants side by side while `during` runs.
 fn loaded<T>(dir: &Path, tenants: &[&str], during: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
@@ -89,9 +98,8 @@ fn loaded<T>(dir: &Path, tenants: &[&str], during: impl FnOnce() -> T) -> T {
         for client in &clients {
             scope.spawn(|| load(client, &over));
         }
-        let result = during();
-        over.store(true, Ordering::Relaxed);
-        result
+        let _ends = Ends(&over);
+        during()
     })
 }
 
